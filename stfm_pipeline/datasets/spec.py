@@ -1,0 +1,166 @@
+"""What a dataset says about itself. One model for built-in datasets and for a user's own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+import polars as pl
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from stfm_pipeline.errors import UsageError
+from stfm_pipeline.sources import Source
+
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+Kind = Literal["graph", "grid", "trajectory", "event", "video"]
+Part = Literal["train", "val", "gate", "test"]
+PARTS: tuple[Part, ...] = ("train", "val", "gate", "test")
+
+
+def check_name(name: str) -> str:
+    """Names become asset partitions, paths and SQL schemas, so they match `[a-z0-9][a-z0-9-]{0,62}` and nothing else."""
+    if not NAME.fullmatch(name):
+        raise UsageError(
+            "not a valid dataset name",
+            expected="lower-case letters, digits and hyphens, at most 63, starting with a letter or digit",
+            found=repr(name[:80]),
+            fix="choose a name such as 'my-sensors'",
+        )
+    return name
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Channel(Model):
+    """A measured quantity. Values outside [minimum, maximum] and values equal to a `missing` code become unobserved.
+
+    `absent` is the value of a step without any row: 0 for a count of events, None (unobserved) for a measurement.
+    """
+
+    name: str
+    unit: str
+    description: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
+    missing: tuple[float, ...] = ()
+    absent: float | None = None
+
+
+class Outliers(Model):
+    """Mask values further than `threshold` scaled median absolute deviations from the entity's training median."""
+
+    threshold: float = Field(gt=0)
+
+
+class Harmonize(Model):
+    """How raw observations become a regular signal. `step` is a polars duration such as `1h` or `5m`.
+
+    Rows are floored to the step that contains them. `start` (inclusive) and `end` (exclusive) bound the clock; without
+    them it spans the observations.
+    """
+
+    step: str
+    start: datetime | None = None
+    end: datetime | None = None
+    duplicates: Literal["error", "first", "last", "mean"] = "error"
+    outliers: Outliers | None = None
+    scale_per: Literal["channel", "entity"] = "channel"
+
+
+class Split(Model):
+    """Chronological train / val / gate / test, as shares of the steps or as published step counts (gate 0 = use val)."""
+
+    ratios: tuple[float, float, float, float] | None = (0.6, 0.1, 0.1, 0.2)
+    counts: tuple[int, int, int, int] | None = None
+
+    @model_validator(mode="after")
+    def _sane(self) -> Split:
+        if self.counts is None and self.ratios is not None and abs(sum(self.ratios) - 1) > 1e-9:
+            raise ValueError(f"split ratios sum to {sum(self.ratios):g}, expected 1")
+        return self
+
+
+class Embed(Model):
+    """Sizes of the embeddings computed once per dataset."""
+
+    eigenvectors: int = Field(default=8, ge=0)
+    patch_size: int = Field(default=16, ge=1)
+    periods: int = Field(default=5, ge=1)
+
+
+class Join(Model):
+    """Side information joined as of the time it was known.
+
+    `availability` past: a value stamped t is known at the end of step t (plus `lag`), and never used beyond the origin.
+    `availability` ahead: known for the whole horizon, as a timetable is. `via` says whose value an entity gets: its own
+    (`entity`), or the mean over its neighbours in the training edges, weighted by edge weight (`edges`).
+    `tolerance` is how old an as-of value may be before it counts as missing; `absent` fills rows the table leaves out.
+    """
+
+    table: str
+    columns: tuple[str, ...]
+    availability: Literal["past", "ahead"]
+    via: Literal["entity", "edges"] = "entity"
+    lag: str = "0h"
+    tolerance: str | None = None
+    absent: float | None = None
+
+
+class Task(Model):
+    """The forecasting protocol the dataset is judged by; lengths in steps."""
+
+    look_back: int = Field(gt=0)
+    horizon: int = Field(gt=0)
+    loss: Literal["mae", "mse"] = "mae"
+
+
+class Facts(Model):
+    """What the documentation promises about the data; `harmonized` refuses to publish anything else."""
+
+    steps: int | None = None
+    entities: int | None = None
+
+
+class DatasetSpec(Model):
+    """Everything about a dataset that is not code. `zone` is the civil zone of entities that name none."""
+
+    name: Annotated[str, AfterValidator(check_name)]
+    title: str
+    kind: Kind
+    licence: str
+    homepage: str
+    description: str
+    sources: tuple[Source, ...]
+    channels: tuple[Channel, ...] = Field(min_length=1)
+    zone: str
+    country: str | None = None
+    seasons: tuple[int, ...] = Field(description="candidate seasonal periods in steps, shortest first")
+    harmonize: Harmonize
+    split: Split = Split()
+    embed: Embed = Embed()
+    joins: tuple[Join, ...] = ()
+    task: Task
+    facts: Facts = Facts()
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        return tuple(c.name for c in self.channels)
+
+
+RawTables = dict[str, pl.DataFrame]
+Reader = Callable[[dict[str, Path]], RawTables]
+
+
+class Dataset(Model):
+    """A spec with the function that turns its files into canonical raw tables (see `stfm_pipeline.tables`)."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    spec: DatasetSpec
+    read: Reader
+    module: str

@@ -1,0 +1,1 @@
+"""harmonized -> embedded: temporal, spatial and frequency embeddings, each computed once."""

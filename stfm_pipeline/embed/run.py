@@ -1,0 +1,68 @@
+"""The embedded stage of a signal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from stfm_pipeline.datasets.spec import DatasetSpec
+from stfm_pipeline.embed import frequency, spatial, temporal
+from stfm_pipeline.harmonize.split import parts_of
+from stfm_pipeline.stage import Result
+from stfm_pipeline.tables import Check, Signal
+
+
+def embed(spec: DatasetSpec, tables: dict[str, pl.DataFrame]) -> Result:
+    """Calendar per step and civil zone, its training vocabulary, spatial embedding per entity, dominant periods."""
+    entities = tables["entities"]
+    signal = Signal.from_frame(tables["signal"], entities["entity"].to_list(), spec.channel_names)
+    parts = parts_of(tables["split"], signal.times)
+    zones = entities["zone"].unique().sort().to_list()
+    calendar = temporal.calendar(signal.times, zones, signal.step_us, spec.country)
+    until = tables["split"].filter(pl.col("part") == "train")["end"][0]
+    vocabulary = temporal.vocabulary(calendar, until, signal.step_us)
+    places = spatial.embed(entities, tables["edges"], spec.embed.eigenvectors, spec.embed.patch_size)
+    spectrum = frequency.dominant_periods(signal, parts["train"], spec.embed.periods)
+    unseen = vocabulary.filter(pl.col("count") == 0)
+    sizes = places["patch"].value_counts()["count"]
+    strongest = (
+        spectrum.filter(pl.col("rank") == 1)
+        .group_by("channel", pl.col("period").round(1))
+        .len()
+        .sort("channel", "len", descending=[False, True])
+        .group_by("channel", maintain_order=True)
+        .first()
+    )
+    facts: dict[str, Any] = {
+        "zones": zones,
+        "steps": len(signal.times),
+        "unseen_categories": [f"{r['feature']} {r['code']}" for r in unseen.to_dicts()],
+        "patches": len(sizes),
+        "eigenvectors": spec.embed.eigenvectors,
+        "commonest_dominant_period": {r["channel"]: r["period"] for r in strongest.to_dicts()},
+    }
+    numeric = places.select(pl.selectors.float()).to_numpy()
+    span = (int(sizes.min() or 0), int(sizes.max() or 0))  # type: ignore[arg-type]
+    checks = [
+        Check("calendar_is_complete", len(calendar) == len(signal.times) * len(zones), "every step in every zone", {}),
+        Check(
+            "patches_are_balanced",
+            span[1] - span[0] <= 1 and span[1] <= spec.embed.patch_size,
+            "patch sizes differ by at most one",
+            {"smallest": span[0], "largest": span[1]},
+        ),
+        Check("embeddings_are_finite", not np.isinf(numeric).any(), "no infinite coordinate or eigenvector", {}),
+    ]
+    return Result(
+        {
+            "calendar": calendar,
+            "vocabulary": vocabulary,
+            "spatial": places,
+            "spectrum": spectrum,
+            "zones": pl.DataFrame({"zone": zones}).with_row_index("code"),
+        },
+        facts,
+        checks,
+    )

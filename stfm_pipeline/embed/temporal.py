@@ -1,0 +1,89 @@
+"""Civil time: time of day, day of week and holidays in the zone where an entity is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from stfm_pipeline.errors import ContractError
+
+DAY_US = 86_400_000_000
+HOLIDAY = ("working day", "public holiday", "day before a holiday")
+
+
+def calendar(times: NDArray[np.datetime64], zones: Sequence[str], step_us: int, country: str | None) -> pl.DataFrame:
+    """Calendar of each step start in each zone, ordered by time then zone.
+
+    Columns: `tod` (step of the civil day), `dow` (0 = Monday), `holiday` (index into HOLIDAY, 0 where no country is
+    given), `offset` (zone's offset from UTC in steps), and sine / cosine of day, week and year.
+    """
+    utc = pl.Series("time", times).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    frames = []
+    for code, zone in enumerate(zones):
+        local = pl.col("time").dt.convert_time_zone(zone)
+        civil = local.dt.replace_time_zone(None)
+        micros = (civil - civil.dt.truncate("1d")).dt.total_microseconds()
+        frame = utc.to_frame().select(
+            "time",
+            zone=pl.lit(code, pl.Int32),
+            tod=(micros // step_us).cast(pl.Int32),
+            dow=(local.dt.weekday() - 1).cast(pl.Int32),
+            offset=((civil - pl.col("time").dt.replace_time_zone(None)).dt.total_microseconds() / step_us)
+            .round()
+            .cast(pl.Int32),
+            day=civil.dt.date(),
+            day_angle=micros / DAY_US,
+            week_angle=(local.dt.weekday() - 1 + micros / DAY_US) / 7,
+            year_angle=(local.dt.ordinal_day() - 1) / 365.25,
+        )
+        frames.append(frame)
+    table = pl.concat(frames).sort("time", "zone", maintain_order=True)
+    angles = {unit: pl.col(f"{unit}_angle") * 2 * np.pi for unit in ("day", "week", "year")}
+    waves = {f"{unit}_sin": angle.sin().cast(pl.Float32) for unit, angle in angles.items()}
+    waves |= {f"{unit}_cos": angle.cos().cast(pl.Float32) for unit, angle in angles.items()}
+    days = table["day"].unique().to_list()
+    codes = holiday_codes(days, country)
+    return table.with_columns(
+        holiday=pl.col("day").replace_strict(days, [codes[d] for d in days], return_dtype=pl.Int32), **waves
+    ).drop("day", "day_angle", "week_angle", "year_angle")
+
+
+def holiday_codes(days: Sequence[Any], country: str | None) -> dict[Any, int]:
+    """Index into HOLIDAY for each civil date; unknown countries are a `ContractError`."""
+    if country is None or not days:
+        return dict.fromkeys(days, 0)
+    import datetime
+
+    import holidays
+
+    years = range(min(days).year, max(days).year + 2)
+    try:
+        known = holidays.country_holidays(country, years=list(years))
+    except NotImplementedError as error:
+        raise ContractError(f"no holiday calendar for country '{country}'", fix="use an ISO 3166 code") from error
+    eve = datetime.timedelta(days=1)
+    return {d: 1 if d in known else 2 if d + eve in known else 0 for d in days}
+
+
+def steps_per_day(step_us: int) -> int:
+    """Distinct times of day; 1 where a step is a day or longer."""
+    return max(1, DAY_US // step_us)
+
+
+def vocabulary(table: pl.DataFrame, until: Any, step_us: int) -> pl.DataFrame:
+    """How often each calendar category occurs before `until`; a model's unseen categories contribute nothing."""
+    train = table.filter(pl.col("time") < until)
+    counts = []
+    for feature, size in (("tod", steps_per_day(step_us)), ("dow", 7), ("holiday", len(HOLIDAY))):
+        seen = train.group_by(feature).len()
+        full = pl.DataFrame({feature: np.arange(size, dtype=np.int32)}).join(seen, on=feature, how="left")
+        counts.append(
+            full.select(
+                feature=pl.lit(feature), code=pl.col(feature), count=pl.col("len").fill_null(0).cast(pl.Int64)
+            ).sort("code")
+        )
+    return pl.concat(counts)

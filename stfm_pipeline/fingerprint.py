@@ -1,0 +1,43 @@
+"""What a stage was made from: its part of the spec, the code of its own modules, and its inputs' data versions."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+
+@cache
+def code_version(*modules: str) -> str:
+    """Hash of the syntax of `modules` (a package stands for all files in it); comments and layout do not count."""
+    digest = hashlib.sha256()
+    for name in sorted(modules):
+        spec = find_spec(name)
+        assert spec is not None and spec.origin is not None, name
+        origin = Path(spec.origin)
+        files = sorted(origin.parent.rglob("*.py")) if spec.submodule_search_locations else [origin]
+        for file in files:
+            tree = ast.parse(file.read_bytes())
+            for node in ast.walk(tree):
+                _drop_docstring(node)
+            digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()[:16]
+
+
+def _drop_docstring(node: ast.AST) -> None:
+    body = getattr(node, "body", None)
+    if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or not body:
+        return
+    first = body[0]
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+        node.body = body[1:]
+
+
+def fingerprint(config: Any, code: str, inputs: dict[str, str]) -> str:
+    """One hash over configuration (JSON-able), code version and inputs (name -> data version)."""
+    text = json.dumps([config, code, inputs], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,59 @@
+"""A regular clock: rows floored to steps, duplicates resolved by a stated rule."""
+
+from __future__ import annotations
+
+import re
+from typing import cast
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from stfm_pipeline.datasets.spec import Harmonize
+from stfm_pipeline.errors import ContractError
+
+_UNITS_US = {"s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
+
+
+def step_us(step: str) -> int:
+    """Length of a duration such as `5m`, `1h`, `1d` in microseconds."""
+    match = re.fullmatch(r"(\d+)([smhd])", step)
+    if not match:
+        raise ContractError("not a step length", expected="a number and s, m, h or d, e.g. '1h'", found=repr(step))
+    return int(match[1]) * _UNITS_US[match[2]]
+
+
+def to_steps(rows: pl.DataFrame, channels: tuple[str, ...], rule: Harmonize) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Sorted rows with unique (entity, step start); counts of what had to be done for it."""
+    step_us(rule.step)
+    ordered = rows.sort("entity", "time")
+    backwards = rows.select((pl.col("time").diff().over("entity").dt.total_microseconds() < 0).sum()).item()
+    report = {"rows": len(rows), "rows_out_of_order": int(backwards)}
+    floored = ordered.with_columns(pl.col("time").dt.truncate(rule.step))
+    report["rows_off_the_clock"] = int((floored["time"] != ordered["time"]).sum())
+    double = floored.select("entity", "time").is_duplicated()
+    report["rows_in_a_shared_step"] = int(double.sum())
+    if report["rows_in_a_shared_step"]:
+        if rule.duplicates == "error":
+            bad = floored.filter(double).select("entity", "time").unique(maintain_order=True)
+            raise ContractError(
+                f"{report['rows_in_a_shared_step']} rows share an entity and a step of {rule.step}",
+                expected="one row per entity and step",
+                offenders=[f"{r['entity']} at {r['time']:%Y-%m-%d %H:%M:%S}" for r in bad.to_dicts()],
+                fix="remove them, or set harmonize.duplicates to 'first', 'last' or 'mean'",
+            )
+        pick = {"first": pl.col(channels).first(), "last": pl.col(channels).last(), "mean": pl.col(channels).mean()}
+        floored = floored.group_by("entity", "time", maintain_order=True).agg(pick[rule.duplicates])
+    return floored, report
+
+
+def clock_of(rows: pl.DataFrame, rule: Harmonize) -> NDArray[np.datetime64]:
+    """Step starts (t,) in UTC microseconds from the rule's start or the first row to its end or the last row."""
+    step = step_us(rule.step)
+    first, last = rows["time"].min(), rows["time"].max()
+    if first is None or last is None:
+        raise ContractError("no observations", expected="at least one row", found="an empty table")
+    start, end = pl.Series([rule.start or first, rule.end or last]).cast(pl.Int64).to_list()
+    if rule.end is None:
+        end += step
+    return cast("NDArray[np.datetime64]", np.arange(start, end, step, dtype=np.int64).astype("datetime64[us]"))

@@ -1,0 +1,164 @@
+"""The harmonized stage of a signal: contract, clock, mask, split, scaler, edges, in this order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from stfm_pipeline.datasets.spec import DatasetSpec
+from stfm_pipeline.errors import ContractError
+from stfm_pipeline.harmonize import scaler, split
+from stfm_pipeline.harmonize.clock import clock_of, step_us, to_steps
+from stfm_pipeline.harmonize.mask import apply_channel_rules, mask_outliers
+from stfm_pipeline.stage import Result
+from stfm_pipeline.tables import Check, Edges, Entities, Signal, entity_hash, observations, scatter, validate
+
+
+def check_raw(spec: DatasetSpec, raw: dict[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
+    """Raw tables that keep their contracts; the entity order is that of `entities`, or sorted where there is none."""
+    fix = f"mend the source or the reader of '{spec.name}'"
+    tables = dict(raw)
+    tables["observations"] = validate("observations", raw["observations"], observations(spec.channel_names), fix)
+    if "entities" not in raw:
+        tables["entities"] = raw["observations"].select(pl.col("entity").unique().sort())
+    for column in ("lon", "lat"):
+        if column not in tables["entities"].columns:
+            tables["entities"] = tables["entities"].with_columns(pl.lit(None, pl.Float64).alias(column))
+    for column in ("zone", "text"):
+        if column not in tables["entities"].columns:
+            tables["entities"] = tables["entities"].with_columns(pl.lit(None, pl.String).alias(column))
+    tables["entities"] = validate("entities", tables["entities"], Entities, fix)
+    if "edges" in raw:
+        dated = raw["edges"] if "time" in raw["edges"].columns else raw["edges"].with_columns(time=None)
+        tables["edges"] = validate("edges", dated, Edges, fix)
+    known = set(tables["entities"]["entity"])
+    for name, columns in (("observations", ["entity"]), ("edges", ["source", "target"])):
+        if name in tables:
+            named = set(pl.concat([tables[name][c] for c in columns]).unique())
+            if strangers := sorted(named - known):
+                raise ContractError(
+                    f"{name} name entities that the entities table lacks", offenders=strangers, fix="add their rows"
+                )
+    return tables
+
+
+def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFrame | None = None) -> Result:
+    """Dense signal in data units with its mask, entity index, training-part edges, split and scaler.
+
+    `frozen` is an earlier split table whose boundaries stay where they are. Raises `ContractError` on data that cannot
+    be made regular, on a channel without values, and on a split that leaves a part empty.
+    """
+    tables = check_raw(spec, raw)
+    rule = spec.harmonize
+    rows, report = to_steps(tables["observations"], spec.channel_names, rule)
+    times = clock_of(rows, rule)
+    entities = tables["entities"].with_columns(zone=pl.col("zone").fill_null(spec.zone)).with_row_index("index")
+    names = entities["entity"].to_list()
+    values, observed = scatter(rows, times, names, spec.channel_names)
+    report["rows_outside_the_clock"] = len(rows.filter((pl.col("time") < _stamp(times[0])) | (pl.col("time") > _stamp(times[-1]))))
+    for k, channel in enumerate(spec.channels):
+        if channel.absent is not None:
+            gap = ~observed[..., k]
+            values[..., k][gap] = channel.absent
+            observed[..., k] = True
+    masked = apply_channel_rules(values, observed, spec.channels)
+    for k, channel in enumerate(spec.channels):
+        if not observed[..., k].any():
+            raise ContractError(
+                f"channel '{channel.name}' has no observed value",
+                expected="at least one finite value inside its range",
+                found=f"{masked[channel.name]}",
+                fix="check the column, its missing codes and its range",
+            )
+    table = split.draw(times, spec.split) if frozen is None else split.lengthen(frozen, times)
+    parts = split.parts_of(table, times)
+    split.check_lengths(parts, spec.task)
+    if rule.outliers:
+        far = mask_outliers(values, observed, rule.outliers, parts["train"])
+        for k, channel in enumerate(spec.channels):
+            masked[channel.name]["outliers"] = int(far[k])
+    signal = Signal(times, tuple(names), spec.channel_names, values, observed)
+    scales = scaler.fit(signal, parts["train"], rule.scale_per)
+    edges = training_edges(tables.get("edges"), table)
+    facts: dict[str, Any] = {
+        "steps": len(times),
+        "entities": len(names),
+        "channels": list(spec.channel_names),
+        "start": str(times[0]),
+        "end": str(times[-1] + np.timedelta64(step_us(rule.step), "us")),
+        "step": rule.step,
+        "edges": len(edges),
+        "entity_hash": entity_hash(names),
+        "observed_share": {c: float(observed[..., k].mean()) for k, c in enumerate(spec.channel_names)},
+        "zero_share": {
+            c: float((values[..., k][observed[..., k]] == 0).mean()) for k, c in enumerate(spec.channel_names)
+        },
+        "report": report,
+        "masked": masked,
+        "dense": {"signal": list(spec.channel_names)},
+        "parts": {p: [s.start, s.stop] for p, s in parts.items()},
+    }
+    result = Result(
+        {"signal": signal.to_frame(), "entities": entities, "edges": edges, "split": table, "scaler": scales}, facts
+    )
+    result.checks.extend(contract(spec, signal, result, parts))
+    return result
+
+
+def _stamp(moment: np.datetime64) -> pl.Expr:
+    return pl.lit(moment.astype(np.int64)).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+
+
+def training_edges(edges: pl.DataFrame | None, table: pl.DataFrame) -> pl.DataFrame:
+    """Edges counted from evidence inside the training part; undated edges always count."""
+    if edges is None:
+        return pl.DataFrame(schema={"source": pl.String, "target": pl.String, "weight": pl.Float64})
+    end = table.filter(pl.col("part") == "train")["end"][0]
+    known = edges.filter(pl.col("time").is_null() | (pl.col("time") <= end))
+    return known.group_by("source", "target").agg(pl.col("weight").sum()).sort("source", "target")
+
+
+def contract(spec: DatasetSpec, signal: Signal, result: Result, parts: split.Parts) -> list[Check]:
+    """What a harmonized stage promises; one failed check and nothing is published."""
+    again = scaler.fit(
+        Signal(
+            signal.times[: parts["train"].stop],
+            signal.entities,
+            signal.channels,
+            signal.values[: parts["train"].stop],
+            signal.observed[: parts["train"].stop],
+        ),
+        parts["train"],
+        spec.harmonize.scale_per,
+    )
+    gaps = np.diff(signal.times.astype(np.int64))
+    facts = {
+        k: (v, result.facts[k]) for k, v in spec.facts.model_dump().items() if v is not None and v != result.facts[k]
+    }
+    order = [parts[p].start for p in ("train", "val", "test")]
+    return [
+        Check(
+            "regular_clock", bool((gaps == step_us(spec.harmonize.step)).all()), "every step has the stated length", {}
+        ),
+        Check(
+            "masked_values_are_finite",
+            bool(np.isfinite(signal.values).all()),
+            "observed cells are finite, unobserved cells hold 0",
+            {},
+        ),
+        Check(
+            "scaler_from_training_part_alone",
+            again.equals(result.tables["scaler"]),
+            "fitting on the table cut off after the training part gives the same scaler",
+            {},
+        ),
+        Check("parts_in_order", order == sorted(order), "train, val, gate and test follow one another", {}),
+        Check(
+            "facts_match",
+            not facts,
+            "the table is as large as its documentation says",
+            {k: f"expected {a}, found {b}" for k, (a, b) in facts.items()},
+        ),
+    ]

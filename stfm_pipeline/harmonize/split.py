@@ -1,0 +1,69 @@
+"""Chronological parts, frozen as dates the first time they are drawn."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import cast
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from stfm_pipeline.datasets.spec import PARTS, Part, Split, Task
+from stfm_pipeline.errors import ContractError
+
+Parts = dict[Part, slice]
+
+
+def draw(times: NDArray[np.datetime64], rule: Split) -> pl.DataFrame:
+    """Split table (part, start, end, end exclusive) for these times; published counts may leave later steps unused."""
+    t = len(times)
+    if rule.counts is not None:
+        counts = np.array(rule.counts)
+    else:
+        edges = np.round(np.cumsum((0.0, *cast("tuple[float, ...]", rule.ratios))) * t).astype(int)
+        counts = np.diff(edges)
+    bounds = np.concatenate([[0], np.cumsum(counts)])
+    if bounds[-1] > t:
+        raise ContractError(
+            "the split is longer than the data", expected=f"{bounds[-1]} steps", found=f"{t} steps", fix="shorten it"
+        )
+    step = times[1] - times[0] if t > 1 else np.timedelta64(1, "us")
+    stamps = np.append(times, times[-1] + step)[bounds]
+    start = pl.Series(stamps[:-1]).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    end = pl.Series(stamps[1:]).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    return pl.DataFrame({"part": list(PARTS), "start": start, "end": end})
+
+
+def lengthen(frozen: pl.DataFrame, times: NDArray[np.datetime64]) -> pl.DataFrame:
+    """A frozen split on a longer clock: every boundary stays, the newest part takes the new steps."""
+    step = times[1] - times[0]
+    until = pl.Series([times[-1] + step]).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")[0]
+    last = frozen["end"].max()
+    return frozen.with_columns(end=pl.when(pl.col("end") == last).then(until).otherwise("end"))
+
+
+def parts_of(split: pl.DataFrame, times: NDArray[np.datetime64]) -> Parts:
+    """Index range of each part on this clock; an unpublished gate falls back to val."""
+    found: Parts = {}
+    for row in split.to_dicts():
+        edges = [np.datetime64(cast(datetime, row[k]).replace(tzinfo=None), "us") for k in ("start", "end")]
+        lo, hi = (int(i) for i in np.searchsorted(times, edges))
+        found[row["part"]] = slice(lo, hi)
+    if found["gate"].start == found["gate"].stop:
+        found["gate"] = found["val"]
+    return found
+
+
+def check_lengths(parts: Parts, task: Task) -> None:
+    """Every part must hold at least one window: a whole horizon, and for train its look-back as well."""
+    needed = {p: task.horizon + (task.look_back if p == "train" else 0) for p in PARTS}
+    short = [p for p in PARTS if parts[p].stop - parts[p].start < needed[p]]
+    if short:
+        raise ContractError(
+            "the split leaves parts without a single window",
+            expected=f"at least {needed['train']} steps of train and {task.horizon} of each other part",
+            found=", ".join(f"{p}: {parts[p].stop - parts[p].start}" for p in PARTS),
+            offenders=short,
+            fix="bring more data, shorten look_back or horizon, or change the split",
+        )

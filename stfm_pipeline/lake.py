@@ -1,0 +1,228 @@
+"""Versioned tables: Delta Lake on local disk or an object store, published stage by stage, readable as SQL.
+
+A stage is several tables that belong together. Each table is written as a new Delta version; then one row appended to
+the stage's `manifest` table names those versions. Readers only ever follow the manifest, so a crash in between leaves
+the previous stage whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from stfm_pipeline.errors import StfmError, UsageError
+
+if TYPE_CHECKING:
+    import duckdb
+
+MANIFEST = "manifest"
+ROW = "_row"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One published state of a stage: which version of which table, what it was made from, and its facts."""
+
+    dataset: str
+    name: str
+    fingerprint: str
+    data_version: str
+    tables: dict[str, int]
+    facts: dict[str, Any]
+    inputs: dict[str, str]
+    published_at: str
+    version: int
+
+
+class Lake:
+    """Tables under `uri` as `<uri>/<dataset>/<stage>/<table>`; dataset names are validated before they get here."""
+
+    def __init__(self, uri: str, storage_options: dict[str, str] | None = None) -> None:
+        self.uri = uri.rstrip("/")
+        self.options = storage_options
+        self._cache: dict[str, Stage] = {}
+
+    def _path(self, dataset: str, stage: str, table: str) -> str:
+        return f"{self.uri}/{dataset}/{stage}/{table}"
+
+    def _exists(self, path: str) -> bool:
+        from deltalake import DeltaTable
+
+        if "://" not in path and not Path(path, "_delta_log").is_dir():
+            return False
+        return DeltaTable.is_deltatable(path, self.options)
+
+    def publish(
+        self,
+        dataset: str,
+        stage: str,
+        tables: dict[str, pl.DataFrame],
+        *,
+        fingerprint: str,
+        facts: dict[str, Any],
+        inputs: dict[str, str],
+    ) -> Stage:
+        """Write every table, then commit the manifest row that makes them the current state of the stage."""
+        versions = {name: self._write(self._path(dataset, stage, name), frame) for name, frame in tables.items()}
+        row = {
+            "fingerprint": fingerprint,
+            "data_version": data_version(tables, facts),
+            "tables": json.dumps(versions),
+            "facts": json.dumps(facts, default=str),
+            "inputs": json.dumps(inputs),
+            "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        earlier = len(self.history(dataset, stage))
+        self._write(self._path(dataset, stage, MANIFEST), pl.DataFrame([row]), mode="append", first_row=earlier)
+        published = self.stage(dataset, stage)
+        assert published is not None
+        return published
+
+    def _write(self, path: str, frame: pl.DataFrame, mode: Any = "overwrite", first_row: int = 0) -> int:
+        from deltalake import DeltaTable, write_deltalake
+
+        if "://" not in path:
+            Path(path).mkdir(parents=True, exist_ok=True)
+        # Delta writes batches side by side and does not keep their order; every table here has one.
+        write_deltalake(
+            path,
+            frame.with_row_index(ROW, offset=first_row).to_arrow(),
+            mode=mode,
+            schema_mode="overwrite" if mode == "overwrite" else None,
+            storage_options=self.options,
+        )
+        return DeltaTable(path, storage_options=self.options).version()
+
+    def history(self, dataset: str, stage: str) -> list[Stage]:
+        """Every published state of a stage, oldest first."""
+        path = self._path(dataset, stage, MANIFEST)
+        if not self._exists(path):
+            return []
+        rows = self._load(path).to_dicts()
+        decode = ("tables", "facts", "inputs")
+        return [
+            Stage(dataset, stage, version=i + 1, **{k: json.loads(v) if k in decode else v for k, v in row.items()})
+            for i, row in enumerate(rows)
+        ]
+
+    def stage(self, dataset: str, stage: str) -> Stage | None:
+        """The current state of a stage, or None if it was never published."""
+        history = self.history(dataset, stage)
+        return history[-1] if history else None
+
+    def require(self, dataset: str, stage: str) -> Stage:
+        found = self.stage(dataset, stage)
+        if found is None:
+            raise StfmError(
+                f"'{dataset}' has no {stage} stage yet",
+                fix=f"run `stfm run {dataset} --until {stage}`",
+            )
+        return found
+
+    def stages(self, dataset: str) -> Iterator[Stage]:
+        """Current state of every stage of a dataset (local lakes are listed; stores are asked stage by stage)."""
+        root = Path(self.uri, dataset)
+        if "://" not in self.uri and root.is_dir():
+            for folder in sorted(root.iterdir()):
+                if found := self.stage(dataset, folder.name):
+                    yield found
+
+    def read(self, stage: Stage, table: str) -> pl.DataFrame:
+        """A table exactly as that state of the stage published it."""
+        if table not in stage.tables:
+            raise UsageError(
+                f"stage '{stage.name}' of '{stage.dataset}' has no table '{table}'",
+                expected=f"one of: {', '.join(stage.tables)}",
+            )
+        return self._load(self._path(stage.dataset, stage.name, table), stage.tables[table])
+
+    def _table(self, path: str, version: int | None = None) -> Any:
+        from deltalake import DeltaTable
+
+        return DeltaTable(path, version=version, storage_options=self.options)
+
+    def _load(self, path: str, version: int | None = None) -> pl.DataFrame:
+        frame = pl.from_arrow(self._table(path, version).to_pyarrow_table())
+        assert isinstance(frame, pl.DataFrame)
+        return frame.sort(ROW).drop(ROW)
+
+    def connect(self) -> duckdb.DuckDBPyConnection:
+        """A DuckDB connection that sees every current table as `<dataset>.<stage>[_<table>]` and nothing outside.
+
+        Hyphens become underscores. A stage with a dense signal gets a long view under the stage's own name.
+        """
+        import duckdb
+
+        connection = duckdb.connect()
+        root = Path(self.uri)
+        for folder in sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else ():
+            schema = folder.name.replace("-", "_")
+            connection.execute(f'create schema if not exists "{schema}"')
+            stages = list(self.stages(folder.name))
+            for stage in stages:
+                for table, version in stage.tables.items():
+                    path = self._path(folder.name, stage.name, table)
+                    source = f"_{schema}_{stage.name}_{table}".replace("-", "_")
+                    connection.register(source, self._table(path, version).to_pyarrow_dataset())
+                    view = f"{stage.name}_{table}".replace("-", "_")
+                    connection.execute(f'create view "{schema}"."{view}" as select * exclude ({ROW}) from "{source}"')
+            for stage in stages:
+                if main := _long_view(stage):
+                    connection.execute(f'create view "{schema}"."{stage.name}" as {main.format(schema=schema)}')
+        connection.execute("set enable_external_access = false")
+        connection.execute("set lock_configuration = true")
+        return connection
+
+
+def _long_view(stage: Stage) -> str | None:
+    """SQL for the stage under its own name: the dense signal unnested into rows, or the raw observations."""
+    if "observations" in stage.tables:
+        return f'select * from "{{schema}}"."{stage.name}_observations"'
+    blocks: dict[str, list[str]] = stage.facts.get("dense", {})
+    if not blocks:
+        return None
+    columns, joins = [], []
+    for table, names in blocks.items():
+        c = len(names)
+        for k, name in enumerate(names, start=1):
+            cell = f"e.index * {c} + {k}"
+            quoted = name.replace('"', "")
+            columns.append(f'case when "{table}".observed[{cell}] then "{table}".values[{cell}] end as "{quoted}"')
+        owner = "harmonized" if table == "signal" else stage.name
+        joins.append(f'"{{schema}}"."{owner}_{table}" as "{table}"')
+    first, *rest = joins
+    tables = first + "".join(f" join {other} using (time)" for other in rest)
+    order = '"{schema}"."harmonized_entities"'
+    return f"select e.entity, time, {', '.join(columns)} from {tables} cross join {order} as e"
+
+
+def data_version(tables: dict[str, pl.DataFrame], facts: dict[str, Any]) -> str:
+    """Identity of the content: equal tables and facts give equal versions, on every machine."""
+    digest = hashlib.sha256()
+    for name in sorted(tables):
+        frame = tables[name]
+        digest.update(f"{name}{frame.schema}".encode())
+        for column in frame.iter_columns():
+            digest.update(_bytes(column))
+    digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]
+
+
+def _bytes(column: pl.Series) -> bytes:
+    if isinstance(column.dtype, pl.List):
+        lengths = column.list.len().to_numpy().tobytes()
+        inner = column.explode(empty_as_null=False)
+        return lengths + _bytes(inner)
+    if column.dtype == pl.String:
+        return "\x00".join(["\x01" if v is None else v for v in column.to_list()]).encode()
+    physical = column.to_physical()
+    valid = physical.is_not_null().to_numpy().tobytes() if physical.null_count() else b""
+    return valid + np.ascontiguousarray(physical.fill_null(0).to_numpy()).tobytes()

@@ -1,0 +1,198 @@
+"""The data road: raw -> harmonized -> embedded -> enriched, each stage computed when its fingerprint says so."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from stfm_pipeline.datasets.catalog import get_dataset
+from stfm_pipeline.datasets.spec import Dataset, DatasetSpec
+from stfm_pipeline.fingerprint import code_version, fingerprint
+from stfm_pipeline.lake import Lake, Stage
+from stfm_pipeline.settings import Settings
+from stfm_pipeline.stage import Result
+from stfm_pipeline.tables import Check
+
+log = logging.getLogger("stfm")
+GROUND = ("stfm_pipeline.tables", "stfm_pipeline.stage")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of the road: what it reads, which code and which part of the spec it is made from."""
+
+    name: str
+    survey: str
+    description: str
+    inputs: tuple[str, ...]
+    modules: tuple[str, ...]
+    config: Callable[[DatasetSpec], Any]
+    compute: Callable[[Dataset, Lake, Settings], Result]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What materialising a stage came to: the published stage, whether it was reused, its checks and seconds."""
+
+    stage: Stage | None
+    reused: bool
+    checks: list[Check] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def _raw(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
+    from stfm_pipeline.harmonize.run import check_raw
+    from stfm_pipeline.sources import fetch
+
+    files = {}
+    for source in dataset.spec.sources:
+        files |= fetch(source, settings)
+    tables = dataset.read(files)
+    check_raw(dataset.spec, tables)
+    observations = tables["observations"]
+    facts = {
+        "licence": dataset.spec.licence,
+        "rows": {name: len(frame) for name, frame in tables.items()},
+        "start": str(observations["time"].min()),
+        "end": str(observations["time"].max()),
+        "sources": [s.model_dump(mode="json") for s in dataset.spec.sources],
+    }
+    return Result(tables, facts, [Check("canonical_contract", True, "types, keys, zones and coordinates are right", {})])
+
+
+def _harmonized(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
+    from stfm_pipeline.harmonize.run import harmonize
+
+    earlier = lake.stage(dataset.spec.name, "harmonized")
+    rule = dataset.spec.split.model_dump(mode="json")
+    ratios_drawn_before = earlier is not None and earlier.facts.get("split_rule") == rule and rule["counts"] is None
+    frozen = lake.read(earlier, "split") if earlier is not None and ratios_drawn_before else None
+    result = harmonize(dataset.spec, _tables(lake, dataset.spec.name, "raw"), frozen)
+    return Result(result.tables, {**result.facts, "split_rule": rule}, result.checks)
+
+
+def _embedded(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
+    from stfm_pipeline.embed.run import embed
+
+    return embed(dataset.spec, _tables(lake, dataset.spec.name, "harmonized"))
+
+
+def _enriched(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
+    from stfm_pipeline.side_info.run import enrich
+
+    name = dataset.spec.name
+    side = tuple(j.table for j in dataset.spec.joins)
+    return enrich(dataset.spec, _tables(lake, name, "raw", side), _tables(lake, name, "harmonized"))
+
+
+def _tables(lake: Lake, dataset: str, stage: str, only: tuple[str, ...] | None = None) -> dict[str, pl.DataFrame]:
+    found = lake.require(dataset, stage)
+    return {t: lake.read(found, t) for t in found.tables if only is None or t in only}
+
+
+def _pick(*fields: str) -> Callable[[DatasetSpec], Any]:
+    return lambda spec: spec.model_dump(mode="json", include=set(fields))
+
+
+STEPS: dict[str, Step] = {
+    step.name: step
+    for step in (
+        Step(
+            "raw",
+            "raw_data",
+            "The source's own values, typed and in UTC. Nothing is repaired here.",
+            (),
+            (*GROUND, "stfm_pipeline.sources"),
+            _pick("name", "sources", "channels", "zone", "licence"),
+            _raw,
+        ),
+        Step(
+            "harmonized",
+            "preprocessing",
+            "Regular in time, in data units, with a mask instead of holes; the split is frozen and scalers are fitted "
+            "on its training part.",
+            ("raw",),
+            (*GROUND, "stfm_pipeline.harmonize"),
+            _pick("channels", "zone", "harmonize", "split", "task", "facts"),
+            _harmonized,
+        ),
+        Step(
+            "embedded",
+            "embedding",
+            "Temporal, spatial and frequency embeddings, each computed once.",
+            ("harmonized",),
+            (*GROUND, "stfm_pipeline.embed"),
+            _pick("embed", "country"),
+            _embedded,
+        ),
+        Step(
+            "enriched",
+            "side_info_integration",
+            "Side information joined as of the time it was known: weather, timetable, text.",
+            ("raw", "harmonized", "embedded"),
+            (*GROUND, "stfm_pipeline.side_info"),
+            _pick("joins"),
+            _enriched,
+        ),
+    )
+}
+
+
+def stage_code(dataset: Dataset, step: Step) -> str:
+    """Code version of a stage; raw is also made from the dataset's own file."""
+    return code_version(*step.modules, *((dataset.module,) if step.name == "raw" else ()))
+
+
+def current_fingerprint(dataset: Dataset, step: Step, lake: Lake) -> tuple[str, dict[str, str]] | None:
+    """Fingerprint the stage would have if computed now, with its inputs; None while an input is missing."""
+    inputs = {}
+    for name in step.inputs:
+        found = lake.stage(dataset.spec.name, name)
+        if found is None:
+            return None
+        inputs[name] = found.data_version
+    return fingerprint(step.config(dataset.spec), stage_code(dataset, step), inputs), inputs
+
+
+def stale_stages(name: str, lake: Lake, until: str = "enriched") -> list[str]:
+    """Stages, in order, that a run has to compute: changed themselves, or behind one that did."""
+    dataset = get_dataset(name)
+    stale: list[str] = []
+    for step in STEPS.values():
+        published = lake.stage(name, step.name)
+        wanted = current_fingerprint(dataset, step, lake)
+        fresh = published is not None and wanted is not None and published.fingerprint == wanted[0]
+        if not fresh or any(i in stale for i in step.inputs):
+            stale.append(step.name)
+        if step.name == until:
+            break
+    return stale
+
+
+def materialize(name: str, stage: str, lake: Lake, settings: Settings, force: bool = False) -> Outcome:
+    """Compute, check and publish one stage; an unchanged one is reused, one that fails a check is not published."""
+    began = time.perf_counter()
+    dataset, step = get_dataset(name), STEPS[stage]
+    for earlier in step.inputs:
+        lake.require(name, earlier)
+    wanted = current_fingerprint(dataset, step, lake)
+    assert wanted is not None
+    mark, inputs = wanted
+    published = lake.stage(name, stage)
+    if published is not None and published.fingerprint == mark and not force:
+        log.info("%s %s: unchanged, not run again", name, stage)
+        return Outcome(published, reused=True)
+    result = step.compute(dataset, lake, settings)
+    if not result.passed:
+        failed = [c.name for c in result.checks if not c.passed]
+        log.error("%s %s: not published, failed checks: %s", name, stage, ", ".join(failed))
+        return Outcome(None, False, result.checks, time.perf_counter() - began)
+    new = lake.publish(name, stage, result.tables, fingerprint=mark, facts=result.facts, inputs=inputs)
+    seconds = time.perf_counter() - began
+    log.info("%s %s: published version %d in %.1f s", name, stage, new.version, seconds)
+    return Outcome(new, False, result.checks, seconds)

@@ -1,0 +1,1 @@
+"""embedded -> enriched: side information joined as of the time it was known."""

@@ -1,0 +1,78 @@
+"""One declared join: as of a time for what is measured, on the step for what is planned, by entity or along edges."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from stfm_pipeline.datasets.spec import Join
+from stfm_pipeline.errors import ContractError
+from stfm_pipeline.harmonize.clock import step_us
+from stfm_pipeline.tables import scatter, times_of
+
+Values = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+Times = NDArray[np.datetime64]
+
+
+def join_side_table(
+    table: pl.DataFrame, rule: Join, times: Times, entities: list[str], adjacency: NDArray[np.float64]
+) -> tuple[Values, Mask]:
+    """Side values (t, n, k) and mask. For `past`, row t holds only what was known at the end of step t."""
+    missing = [c for c in ("entity", "time", *rule.columns) if c not in table.columns]
+    if missing:
+        raise ContractError(f"side table '{rule.table}' lacks columns", found=", ".join(table.columns), offenders=missing)
+    stations = table["entity"].unique().sort().to_list()
+    places = entities if rule.via == "entity" else stations
+    if rule.availability == "past":
+        values, observed = as_of(table, rule, times, places)
+    else:
+        values, observed = scatter(table, times, places, rule.columns)
+        if rule.absent is not None:
+            values[~observed] = rule.absent
+            observed[:] = True
+    return along_edges(values, observed, places, entities, adjacency) if rule.via == "edges" else (values, observed)
+
+
+def as_of(table: pl.DataFrame, rule: Join, times: Times, places: list[str]) -> tuple[Values, Mask]:
+    """The latest row known when a step ends, at most `tolerance` old; each column looks back on its own."""
+    step = int((times[1] - times[0]).astype(np.int64))
+    lag = step_us(rule.lag)
+    tolerance = step_us(rule.tolerance) if rule.tolerance else 0
+    t, n = len(times), len(places)
+    values = np.zeros((t, n, len(rule.columns)), np.float32)
+    observed = np.zeros(values.shape, np.bool_)
+    ends = times.astype(np.int64) + step
+    for i, place in enumerate(places):
+        rows = table.filter(pl.col("entity") == place).sort("time")
+        for k, column in enumerate(rule.columns):
+            series = rows.select("time", column).drop_nulls()
+            known = times_of(series["time"]).astype(np.int64) + step + lag
+            if not len(known):
+                continue
+            latest = np.searchsorted(known, ends, side="right") - 1
+            fresh = (latest >= 0) & (ends - known[np.maximum(latest, 0)] <= tolerance)
+            values[fresh, i, k] = series[column].to_numpy()[latest[fresh]]
+            observed[fresh, i, k] = True
+    return values, observed
+
+
+def along_edges(
+    values: Values, observed: Mask, places: list[str], entities: list[str], adjacency: NDArray[np.float64]
+) -> tuple[Values, Mask]:
+    """Each entity's mean over the places it is linked to, weighted by edges either way; a place keeps its own value."""
+    index = {e: i for i, e in enumerate(entities)}
+    weights = np.zeros((len(entities), len(places)), np.float32)
+    both = adjacency + adjacency.T
+    for j, place in enumerate(places):
+        if place in index:
+            weights[:, j] = both[:, index[place]]
+    for j, place in enumerate(places):
+        if place in index:
+            weights[index[place]] = 0
+            weights[index[place], j] = 1
+    total = np.einsum("tpk,np->tnk", observed.astype(np.float32), weights, optimize=True)
+    summed = np.einsum("tpk,np->tnk", np.where(observed, values, 0), weights, optimize=True)
+    known = total > 0
+    return np.where(known, summed / np.where(known, total, 1), 0).astype(np.float32), known

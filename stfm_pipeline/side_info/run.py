@@ -1,0 +1,84 @@
+"""The enriched stage of a signal: what else was known, past and ahead, beside the values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from stfm_pipeline.datasets.spec import DatasetSpec, Join
+from stfm_pipeline.embed.spatial import adjacency_of
+from stfm_pipeline.harmonize import scaler
+from stfm_pipeline.harmonize.split import parts_of
+from stfm_pipeline.side_info.join import join_side_table
+from stfm_pipeline.stage import Result
+from stfm_pipeline.tables import Check, Signal
+
+
+def enrich(spec: DatasetSpec, raw: dict[str, pl.DataFrame], tables: dict[str, pl.DataFrame]) -> Result:
+    """Dense side signals `past` and `ahead` with scalers fitted on train, and a text per entity."""
+    entities = tables["entities"]
+    names = entities["entity"].to_list()
+    signal = Signal.from_frame(tables["signal"], names, spec.channel_names)
+    parts = parts_of(tables["split"], signal.times)
+    adjacency = adjacency_of(tables["edges"], names)
+    out: dict[str, pl.DataFrame] = {}
+    shares: dict[str, float] = {}
+    dense: dict[str, list[str]] = {"signal": list(spec.channel_names)}
+    checks: list[Check] = []
+    for side in ("past", "ahead"):
+        joins = [j for j in spec.joins if j.availability == side]
+        if not joins:
+            continue
+        found = [join_side_table(raw[j.table], j, signal.times, names, adjacency) for j in joins]
+        columns = [c for j in joins for c in j.columns]
+        block = Signal(
+            signal.times,
+            tuple(names),
+            tuple(columns),
+            np.concatenate([v for v, _ in found], axis=2),
+            np.concatenate([o for _, o in found], axis=2),
+        )
+        out[side] = block.to_frame()
+        out[f"{side}_scaler"] = scaler.fit(block, parts["train"])
+        dense[side] = columns
+        shares |= {c: float(block.observed[..., k].mean()) for k, c in enumerate(columns)}
+        checks += [
+            _not_from_the_future(j, raw[j.table], signal, names, adjacency, v, o)
+            for j, (v, o) in zip(joins, found, strict=True)
+        ]
+    texts = entities.select("entity", text=pl.col("text").fill_null(pl.format("Entity {}.", "entity")))
+    facts: dict[str, Any] = {
+        "dense": dense,
+        "observed_share": shares,
+        "sources": {j.table: f"{j.availability}, via {j.via}, lag {j.lag}" for j in spec.joins},
+        "texts": len(texts),
+    }
+    checks.append(Check("every_entity_has_a_text", texts["text"].null_count() == 0, "a sentence per entity", {}))
+    return Result({**out, "text": texts}, facts, checks)
+
+
+def _not_from_the_future(
+    rule: Join,
+    table: pl.DataFrame,
+    signal: Signal,
+    names: list[str],
+    adjacency: NDArray[np.float64],
+    values: NDArray[np.float32],
+    observed: NDArray[np.bool_],
+) -> Check:
+    """Join again from only the rows known by the middle of the clock; the past half must come out the same."""
+    half = len(signal.times) // 2
+    if rule.availability == "ahead":
+        return Check(f"{rule.table}_is_planned", True, "declared as known ahead: used on the step it is planned for", {})
+    cut = pl.lit(signal.times[half].astype(np.int64)).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    again, mask = join_side_table(table.filter(pl.col("time") < cut), rule, signal.times[:half], names, adjacency)
+    same = np.array_equal(again, values[:half]) and np.array_equal(mask, observed[:half])
+    return Check(
+        f"{rule.table}_never_from_the_future",
+        same,
+        "the past half is the same when only rows known by then are joined",
+        {},
+    )

@@ -1,0 +1,58 @@
+"""What a system says about itself: the survey's taxonomy, what it may look at, how it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from stfm_pipeline.windows import Problem
+
+
+@dataclass(frozen=True)
+class Training:
+    """Gradient training. The survey's defaults (batch 32, learning rate 1e-4, AdamW) where a system states none."""
+
+    learning_rate: float = 1e-4
+    batch_size: int = 32
+    weight_decay: float = 1e-4
+    clip: float = 5.0
+    side_dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class System:
+    """A named system: `build(problem)` gives any `torch.nn.Module` whose forward takes `Inputs` and returns (b, h, n, c).
+
+    A module may return `(forecast, fallback)` instead, where fallback marks cells that it had no value of its own for.
+    Without `training`, the module has a method `fit(panel)` that sets its buffers from the training part (and may choose
+    among declared candidates on val).
+    """
+
+    name: str
+    title: str
+    summary: str
+    reference: str
+    branch: Literal["baseline", "primitive", "transferred"]
+    objective: str
+    backbone: str
+    dependencies: Literal["temporal", "spatial", "both"]
+    build: Callable[[Problem], nn.Module]
+    kinds: tuple[str, ...] = ("graph", "grid")
+    tasks: tuple[str, ...] = ("forecasting",)
+    needs: tuple[str, ...] = ()
+    training: Training | None = None
+
+    @property
+    def key(self) -> str:
+        """The name as an identifier."""
+        return self.name.replace("-", "_")
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for listings, without the code."""
+        keep = ("name", "title", "summary", "reference", "branch", "objective", "backbone", "dependencies")
+        row: dict[str, Any] = {k: getattr(self, k) for k in keep}
+        return {**row, "kinds": list(self.kinds), "tasks": list(self.tasks), "needs": list(self.needs)}

@@ -1,0 +1,196 @@
+"""The canonical tables, their contracts, and the dense signal that the rest of the road works on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import dataframely as dy
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from stfm_pipeline.errors import MAX_OFFENDERS, ContractError
+
+UTC = pl.Datetime("us", "UTC")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One rule of a contract and whether the data kept it."""
+
+    name: str
+    passed: bool
+    description: str
+    details: dict[str, Any]
+
+
+def _utc(primary_key: bool = False) -> dy.Column:
+    return dy.Datetime(nullable=False, primary_key=primary_key, time_unit="us", time_zone="UTC")
+
+
+def observations(channels: Sequence[str]) -> type[dy.Schema]:
+    """Long observations: one row per entity and time, one nullable float column per channel."""
+    columns: dict[str, Any] = {"entity": dy.String(nullable=False, min_length=1), "time": _utc()}
+    columns |= {c: dy.Float64(nullable=True) for c in channels}
+    return type("Observations", (dy.Schema,), columns)
+
+
+class Entities(dy.Schema):
+    """Static facts per entity. Coordinates in degrees (WGS 84); null where unknown."""
+
+    entity = dy.String(primary_key=True, min_length=1)
+    lon = dy.Float64(nullable=True, min=-180, max=180)
+    lat = dy.Float64(nullable=True, min=-90, max=90)
+    zone = dy.String(nullable=True)
+    text = dy.String(nullable=True)
+
+
+class Edges(dy.Schema):
+    """Directed weighted edges. `time` (null = always) dates an edge, so that only training-part evidence counts."""
+
+    source = dy.String(nullable=False)
+    target = dy.String(nullable=False)
+    weight = dy.Float64(nullable=False, min=0)
+    time = dy.Datetime(nullable=True, time_unit="us", time_zone="UTC")
+
+
+def validate(table: str, frame: pl.DataFrame, schema: type[dy.Schema], fix: str) -> pl.DataFrame:
+    """`frame` with exactly the columns and types of `schema`, or a `ContractError` that names the first offenders."""
+    wanted, found = schema.column_names(), frame.columns
+    if missing := [c for c in wanted if c not in found]:
+        raise ContractError(
+            f"{table}: columns are missing",
+            expected=", ".join(wanted),
+            found=", ".join(found),
+            offenders=missing,
+            fix=fix,
+        )
+    naive = [c for c in wanted if frame.schema[c].is_temporal() and getattr(frame.schema[c], "time_zone", "-") is None]
+    if naive:
+        raise ContractError(
+            f"{table}: times carry no time zone",
+            expected="UTC times, or a zone in the dataset's spec to read civil times in",
+            offenders=naive,
+            fix="state the zone: `to_utc(pl.col('time'), zone=...)`",
+        )
+    frame = frame.select(wanted)
+    try:
+        good, failures = schema.filter(frame, cast=True)
+    except dy.exc.SchemaError as error:
+        raise ContractError(f"{table}: column types differ from the contract", found=str(error), fix=fix) from error
+    if len(good) != len(frame):
+        rules = failures.counts()
+        offenders = [str(row) for row in failures.invalid().head(MAX_OFFENDERS).to_dicts()]
+        raise ContractError(
+            f"{table}: {len(frame) - len(good)} of {len(frame)} rows break the contract",
+            expected=", ".join(rules),
+            found=", ".join(f"{rule}: {count} rows" for rule, count in rules.items()),
+            offenders=offenders,
+            fix=fix,
+        )
+    return cast(pl.DataFrame, good)
+
+
+def to_utc(column: pl.Expr, zone: str | None, fold: str = "earliest") -> pl.Expr:
+    """Naive civil times as UTC. An hour that occurs twice is the `fold` one; an hour that never was becomes null."""
+    if not zone:
+        raise ContractError(
+            "times carry no time zone",
+            expected="an IANA zone such as 'Europe/Berlin' for naive times",
+            found="none",
+            fix="state `zone` in the dataset's spec",
+        )
+    return (
+        column.cast(pl.Datetime("us"))
+        .dt.replace_time_zone(zone, ambiguous=cast(Any, fold), non_existent="null")
+        .dt.convert_time_zone("UTC")
+    )
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A dense signal. `values` (t, n, c) in data units, finite wherever `observed` (t, n, c) is true, else 0.
+
+    `times` (t,) are UTC step starts in microseconds; a step is known when it ends.
+    """
+
+    times: NDArray[np.datetime64]
+    entities: tuple[str, ...]
+    channels: tuple[str, ...]
+    values: NDArray[np.float32]
+    observed: NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        shape = (len(self.times), len(self.entities), len(self.channels))
+        if self.values.shape != shape or self.observed.shape != shape:
+            raise ContractError(
+                "signal: shapes disagree", expected=str(shape), found=f"{self.values.shape}, {self.observed.shape}"
+            )
+
+    @property
+    def step_us(self) -> int:
+        return int((self.times[1] - self.times[0]).astype(np.int64)) if len(self.times) > 1 else 0
+
+    def to_frame(self) -> pl.DataFrame:
+        """One row per step: `time`, `values` and `observed` as lists over entities x channels."""
+        t = len(self.times)
+        return pl.DataFrame(
+            {
+                "time": pl.Series(self.times).cast(pl.Datetime("us")).dt.replace_time_zone("UTC"),
+                "values": pl.Series(self.values.reshape(t, -1)).cast(pl.List(pl.Float32)),
+                "observed": pl.Series(self.observed.reshape(t, -1)).cast(pl.List(pl.Boolean)),
+            }
+        )
+
+    @classmethod
+    def from_frame(cls, frame: pl.DataFrame, entities: Sequence[str], channels: Sequence[str]) -> Signal:
+        shape = (len(frame), len(entities), len(channels))
+        width = shape[1] * shape[2]
+        return cls(
+            times=times_of(frame["time"]),
+            entities=tuple(entities),
+            channels=tuple(channels),
+            values=frame["values"].list.to_array(width).to_numpy().reshape(shape),
+            observed=frame["observed"].list.to_array(width).to_numpy().reshape(shape),
+        )
+
+
+def times_of(column: pl.Series) -> NDArray[np.datetime64]:
+    """A UTC datetime column as numpy microseconds."""
+    return cast("NDArray[np.datetime64]", column.dt.replace_time_zone(None).dt.cast_time_unit("us").to_numpy())
+
+
+def scatter(
+    frame: pl.DataFrame,
+    times: NDArray[np.datetime64],
+    entities: Sequence[str],
+    columns: Sequence[str],
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Long rows (entity, time, columns) into dense (t, n, c) values and mask. Rows off the clock are an error."""
+    t, n = len(times), len(entities)
+    step = int((times[1] - times[0]).astype(np.int64)) if t > 1 else 1
+    code = pl.DataFrame({"entity": list(entities), "n": np.arange(n)})
+    rows = frame.join(code, on="entity", how="inner", maintain_order="left")
+    offset = times_of(rows["time"]).astype(np.int64) - times[0].astype(np.int64)
+    index, off = np.divmod(offset, step)
+    if off.any():
+        bad = rows.filter(pl.Series(off != 0))["time"].head(MAX_OFFENDERS).to_list()
+        raise ContractError("rows lie off the regular clock", offenders=bad, fix="resample before scattering")
+    inside = (index >= 0) & (index < t)
+    index, node = index[inside], rows["n"].to_numpy()[inside]
+    values = np.zeros((t, n, len(columns)), np.float32)
+    observed = np.zeros((t, n, len(columns)), np.bool_)
+    for k, name in enumerate(columns):
+        column = rows[name].cast(pl.Float32).fill_null(np.nan).to_numpy()[inside]
+        ok = np.isfinite(column)
+        values[index[ok], node[ok], k] = column[ok]
+        observed[index[ok], node[ok], k] = True
+    return values, observed
+
+
+def entity_hash(entities: Sequence[str]) -> str:
+    """Identity of the entity order that every list column relies on."""
+    return hashlib.sha256("\x00".join(entities).encode()).hexdigest()[:16]

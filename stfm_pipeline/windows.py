@@ -1,0 +1,298 @@
+"""enriched -> batches of tensors. Windows are slices of memory-mapped arrays, gathered by index and copied once.
+
+Shapes: `b` batch, `t` time, `n` entity, `c` channel, `h` horizon, `z` zone, `k` calendar feature.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from stfm_pipeline.datasets.catalog import get_dataset
+from stfm_pipeline.datasets.spec import Part
+from stfm_pipeline.errors import StfmError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from stfm_pipeline.lake import Lake
+
+CALENDAR = ("tod", "dow", "holiday")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a model is told before it is built: sizes, names, and small tensors that are data, not weights.
+
+    tensors: mean, std (n c); weight (n c), what an error of one std is worth in the channel's mean std; past_mean,
+    past_std (f,); ahead_mean, ahead_std (g,); zone (n,); spatial (n e); adjacency (n n), row-normalised;
+    seen_tod / seen_dow / seen_holiday: categories training met.
+    """
+
+    dataset: str
+    kind: str
+    look_back: int
+    horizon: int
+    entities: tuple[str, ...]
+    channels: tuple[str, ...]
+    minimum: tuple[float | None, ...]
+    step_us: int
+    steps_per_day: int
+    zones: tuple[str, ...]
+    country: str | None
+    seasons: tuple[int, ...]
+    past: tuple[str, ...]
+    ahead: tuple[str, ...]
+    loss: str
+    tensors: dict[str, Tensor] = field(repr=False, compare=False)
+
+    @property
+    def n(self) -> int:
+        return len(self.entities)
+
+    @property
+    def c(self) -> int:
+        return len(self.channels)
+
+    def to_config(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tensors"}
+
+    @property
+    def recent(self) -> int:
+        """Steps of measured side information a model sees: the last day, or the whole look-back where that is less."""
+        return min(self.look_back, self.steps_per_day)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Problem:
+        frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+        return cls(**frozen, tensors=tensors)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Look-back and horizon together (t = look_back + horizon), standardised, 0 where unobserved.
+
+    `calendar` holds category codes shifted by one: 0 is a category that training never saw. Measured side information
+    comes with the last civil day before the origin (`p` steps), planned side information with the horizon.
+    """
+
+    values: Float[Tensor, "b t n c"]
+    observed: Bool[Tensor, "b t n c"]
+    calendar: Int[Tensor, "b t z k"]
+    offset: Int[Tensor, "b t z"]
+    past: Float[Tensor, "b p n f"]
+    past_observed: Bool[Tensor, "b p n f"]
+    ahead: Float[Tensor, "b h n g"]
+    ahead_observed: Bool[Tensor, "b h n g"]
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """The dense arrays of a dataset over its whole clock; first axis is time."""
+
+    values: Float[Tensor, "t n c"]
+    observed: Bool[Tensor, "t n c"]
+    calendar: Int[Tensor, "t z k"]
+    offset: Int[Tensor, "t z"]
+    past: Float[Tensor, "t n f"]
+    past_observed: Bool[Tensor, "t n f"]
+    ahead: Float[Tensor, "t n g"]
+    ahead_observed: Bool[Tensor, "t n g"]
+
+    def gather(self, origins: Int[Tensor, " b"], problem: Problem, needs: tuple[str, ...] = ()) -> Window:
+        """Windows around each origin (the first step to forecast); side arrays only where needed."""
+        look_back, horizon, recent = problem.look_back, problem.horizon, problem.recent
+        if len(origins) and (int(origins.min()) < look_back or int(origins.max()) + horizon > len(self.values)):
+            raise StfmError("a window reaches outside the clock", expected=f"0 to {len(self.values)} steps")
+        spans = {"past": (recent, recent), "ahead": (0, horizon)}
+        taken = {}
+        for spec in fields(self):
+            source, side = getattr(self, spec.name), spec.name.split("_")[0]
+            before, length = spans.get(side, (look_back, look_back + horizon))
+            if side in spans and side not in needs:
+                source = source[:, :, :0]
+            taken[spec.name] = _slices(source, origins - before, length)
+        return Window(**taken)
+
+
+def _slices(array: Tensor, first: Tensor, length: int) -> Tensor:
+    width = array[0].numel()
+    if width == 0:
+        return array.new_zeros((len(first), length, *array.shape[1:]))
+    rows = array.reshape(len(array), width)
+    view = rows.as_strided((len(array) - length + 1, length * width), (width, 1))
+    return view.index_select(0, first).view(len(first), length, *array.shape[1:])
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A dataset ready for training: its problem, its arrays, its parts, and the step starts of its clock."""
+
+    problem: Problem
+    arrays: Arrays
+    parts: dict[Part, slice]
+    times: np.ndarray[Any, np.dtype[np.datetime64]]
+    inputs: dict[str, str]
+
+    def origins(self, part: Part) -> Int[Tensor, " w"]:
+        """First target steps of the part's windows: targets lie inside the part, look-back may reach before it."""
+        span = self.parts[part]
+        first = max(span.start, self.problem.look_back)
+        return torch.arange(first, max(first, span.stop - self.problem.horizon + 1))
+
+    def batches(self, origins: Tensor, size: int, needs: tuple[str, ...] = ()) -> Iterator[tuple[Tensor, Window]]:
+        for chunk in origins.split(size):
+            yield chunk, self.arrays.gather(chunk, self.problem, needs)
+
+
+def load_panel(lake: Lake, name: str, cache: Path, look_back: int | None = None, horizon: int | None = None) -> Panel:
+    """The panel of a dataset's current enriched stage, memory-mapped from `cache` (built there on first use)."""
+    stages = {s: lake.require(name, s) for s in ("harmonized", "embedded", "enriched")}
+    stale = [k for k, v in stages["enriched"].inputs.items() if k in stages and stages[k].data_version != v]
+    if stale:
+        raise StfmError(
+            f"the enriched stage of '{name}' was made from an older {stale[0]} stage", fix=f"run `stfm run {name}`"
+        )
+    folder = cache / "panels" / f"{name}-{'-'.join(s.data_version for s in stages.values())}"
+    if not folder.is_dir():
+        _build(lake, name, stages, folder)
+    return _open(folder, name, stages, look_back, horizon)
+
+
+def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:
+    from stfm_pipeline.embed.spatial import adjacency_of
+    from stfm_pipeline.harmonize import scaler
+    from stfm_pipeline.tables import Signal, entity_hash
+
+    def read(stage: str, table: str) -> pl.DataFrame:
+        return lake.read(stages[stage], table)
+
+    entities = read("harmonized", "entities")
+    names = entities["entity"].to_list()
+    if entity_hash(names) != stages["harmonized"].facts["entity_hash"]:
+        raise StfmError(f"the entity index of '{name}' does not match the hash it was published with")
+    channels = stages["harmonized"].facts["channels"]
+    signal = Signal.from_frame(read("harmonized", "signal"), names, channels)
+    n, c = len(names), len(channels)
+    mean, std = scaler.arrays(read("harmonized", "scaler"), n, c)
+    out: dict[str, np.ndarray[Any, Any]] = {
+        "times": signal.times.astype(np.int64),
+        "values": standardize(signal.values, signal.observed, mean, std),
+        "observed": signal.observed,
+        "mean": mean,
+        "std": std,
+        "weight": std / std.mean(axis=0),
+    }
+    dense = stages["enriched"].facts["dense"]
+    for side in ("past", "ahead"):
+        columns = dense.get(side, [])
+        shape = (len(signal.times), n, len(columns))
+        if columns:
+            block = Signal.from_frame(read("enriched", side), names, columns)
+            side_mean, side_std = scaler.arrays(read("enriched", f"{side}_scaler"), n, len(columns))
+            out[side] = standardize(block.values, block.observed, side_mean, side_std)
+            out[f"{side}_observed"] = block.observed
+            out[f"{side}_mean"], out[f"{side}_std"] = side_mean[0], side_std[0]
+        else:
+            out[side], out[f"{side}_observed"] = np.zeros(shape, np.float32), np.zeros(shape, np.bool_)
+            out[f"{side}_mean"], out[f"{side}_std"] = np.zeros(0, np.float32), np.ones(0, np.float32)
+    calendar = read("embedded", "calendar")
+    zones = read("embedded", "zones")["zone"].to_list()
+    vocabulary = read("embedded", "vocabulary")
+    for feature in CALENDAR:
+        out[f"seen_{feature}"] = vocabulary.filter(feature=feature).sort("code")["count"].to_numpy() > 0
+    codes = calendar.select(CALENDAR).to_numpy().reshape(len(signal.times), len(zones), len(CALENDAR))
+    out["calendar"] = code_categories(codes, [out[f"seen_{f}"] for f in CALENDAR])
+    out["offset"] = calendar["offset"].to_numpy().reshape(len(signal.times), len(zones)).astype(np.int64)
+    out["zone"] = np.array([zones.index(z) for z in entities["zone"]])
+    spatial = read("embedded", "spatial")
+    columns = [x for x in spatial.columns if x not in ("entity", "patch")]
+    out["spatial"] = spatial.select(columns).fill_null(0).to_numpy().astype(np.float32)
+    weights = adjacency_of(read("harmonized", "edges"), names)
+    both = weights + weights.T
+    out["adjacency"] = (both / np.maximum(both.sum(axis=1, keepdims=True), 1e-12)).astype(np.float32)
+    facts = {
+        "entities": names,
+        "channels": channels,
+        "step_us": signal.step_us,
+        "zones": zones,
+        "past": dense.get("past", []),
+        "ahead": dense.get("ahead", []),
+        "parts": stages["harmonized"].facts["parts"],
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".build-", dir=folder.parent))
+    for key, array in out.items():
+        np.save(scratch / f"{key}.npy", np.ascontiguousarray(array), allow_pickle=False)
+    (scratch / "facts.json").write_text(json.dumps(facts))
+    try:
+        os.replace(scratch, folder)
+    except OSError:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if not folder.is_dir():
+            raise
+
+
+def standardize(values: Any, observed: Any, mean: Any, std: Any) -> Any:
+    """z-scores where observed, 0 elsewhere."""
+    return np.where(observed, (values - mean) / std, np.float32(0)).astype(np.float32)
+
+
+def code_categories(codes: Any, seen: list[Any]) -> Any:
+    """Calendar codes shifted by one; a category that training never saw, or that did not exist then, becomes 0."""
+    out = np.zeros(codes.shape, np.int64)
+    for k, known in enumerate(seen):
+        column = codes[..., k]
+        valid = column < len(known)
+        met = np.zeros(column.shape, np.bool_)
+        met[valid] = known[column[valid]]
+        out[..., k] = np.where(met, column + 1, 0)
+    return out
+
+
+def _open(folder: Path, name: str, stages: dict[str, Any], look_back: int | None, horizon: int | None) -> Panel:
+    from stfm_pipeline.embed.temporal import steps_per_day
+
+    spec = get_dataset(name).spec
+    facts = json.loads((folder / "facts.json").read_text())
+    arrays = {
+        f.name: torch.from_numpy(np.load(folder / f"{f.name}.npy", mmap_mode="c", allow_pickle=False))
+        for f in fields(Arrays)
+    }
+    small = ("mean", "std", "weight", "past_mean", "past_std", "ahead_mean", "ahead_std", "zone", "spatial", "adjacency")
+    tensors = {
+        k: torch.from_numpy(np.load(folder / f"{k}.npy", allow_pickle=False))
+        for k in (*small, *(f"seen_{f}" for f in CALENDAR))
+    }
+    problem = Problem(
+        dataset=name,
+        kind=spec.kind,
+        look_back=look_back or spec.task.look_back,
+        horizon=horizon or spec.task.horizon,
+        entities=tuple(facts["entities"]),
+        channels=tuple(facts["channels"]),
+        minimum=tuple(c.minimum for c in spec.channels),
+        step_us=facts["step_us"],
+        steps_per_day=steps_per_day(facts["step_us"]),
+        zones=tuple(facts["zones"]),
+        country=spec.country,
+        seasons=spec.seasons,
+        past=tuple(facts["past"]),
+        ahead=tuple(facts["ahead"]),
+        loss=spec.task.loss,
+        tensors=tensors,
+    )
+    times = np.load(folder / "times.npy", allow_pickle=False).astype("datetime64[us]")
+    parts: dict[Part, slice] = {p: slice(*bounds) for p, bounds in facts["parts"].items()}
+    return Panel(problem, Arrays(**arrays), parts, times, {k: s.data_version for k, s in stages.items()})
