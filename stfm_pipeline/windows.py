@@ -22,6 +22,7 @@ from torch import Tensor
 from stfm_pipeline.datasets.catalog import get_dataset
 from stfm_pipeline.datasets.spec import Part
 from stfm_pipeline.errors import StfmError
+from stfm_pipeline.fingerprint import code_version, fingerprint
 
 if TYPE_CHECKING:
     import polars as pl
@@ -36,7 +37,7 @@ class Problem:
     """What a model is told before it is built: sizes, names, and small tensors that are data, not weights.
 
     tensors: mean, std (n c); weight (n c), what an error of one std is worth in the channel's mean std; past_mean,
-    past_std (f,); ahead_mean, ahead_std (g,); zone (n,); spatial (n e); adjacency (n n), row-normalised;
+    past_std (n f); ahead_mean, ahead_std (n g); zone (n,); spatial (n e); adjacency (n n), row-normalised;
     seen_tod / seen_dow / seen_holiday: categories training met.
     """
 
@@ -164,7 +165,8 @@ def load_panel(lake: Lake, name: str, cache: Path, look_back: int | None = None,
         raise StfmError(
             f"the enriched stage of '{name}' was made from an older {stale[0]} stage", fix=f"run `stfm run {name}`"
         )
-    folder = cache / "panels" / f"{name}-{'-'.join(s.data_version for s in stages.values())}"
+    key = fingerprint(name, code_version(__name__), {k: s.data_version for k, s in stages.items()})
+    folder = cache / "panels" / f"{name}-{key}"
     if not folder.is_dir():
         _build(lake, name, stages, folder)
     return _open(folder, name, stages, look_back, horizon)
@@ -203,10 +205,10 @@ def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:
             side_mean, side_std = scaler.arrays(read("enriched", f"{side}_scaler"), n, len(columns))
             out[side] = standardize(block.values, block.observed, side_mean, side_std)
             out[f"{side}_observed"] = block.observed
-            out[f"{side}_mean"], out[f"{side}_std"] = side_mean[0], side_std[0]
+            out[f"{side}_mean"], out[f"{side}_std"] = side_mean, side_std
         else:
             out[side], out[f"{side}_observed"] = np.zeros(shape, np.float32), np.zeros(shape, np.bool_)
-            out[f"{side}_mean"], out[f"{side}_std"] = np.zeros(0, np.float32), np.ones(0, np.float32)
+            out[f"{side}_mean"], out[f"{side}_std"] = np.zeros((n, 0), np.float32), np.ones((n, 0), np.float32)
     calendar = read("embedded", "calendar")
     zones = read("embedded", "zones")["zone"].to_list()
     vocabulary = read("embedded", "vocabulary")

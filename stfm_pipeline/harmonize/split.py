@@ -38,7 +38,7 @@ def draw(times: NDArray[np.datetime64], rule: Split) -> pl.DataFrame:
 def lengthen(frozen: pl.DataFrame, times: NDArray[np.datetime64]) -> pl.DataFrame:
     """A frozen split on a longer clock: every boundary stays, the newest part takes the new steps."""
     step = times[1] - times[0]
-    until = pl.Series([times[-1] + step]).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")[0]
+    until = pl.Series(times[-1:] + step).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")[0]
     last = frozen["end"].max()
     return frozen.with_columns(end=pl.when(pl.col("end") == last).then(until).otherwise("end"))
 

@@ -42,7 +42,7 @@ def enrich(spec: DatasetSpec, raw: dict[str, pl.DataFrame], tables: dict[str, pl
             np.concatenate([o for _, o in found], axis=2),
         )
         out[side] = block.to_frame()
-        out[f"{side}_scaler"] = scaler.fit(block, parts["train"])
+        out[f"{side}_scaler"] = scaler.fit(block, parts["train"], "entity")
         dense[side] = columns
         shares |= {c: float(block.observed[..., k].mean()) for k, c in enumerate(columns)}
         checks += [
