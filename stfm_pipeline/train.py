@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from stfm_pipeline.errors import StfmError
 from stfm_pipeline.systems.spec import System, Training
 from stfm_pipeline.tasks.forecasting import check_forecast, hide, masked_loss
-from stfm_pipeline.windows import Panel, Window
+from stfm_pipeline.windows import Panel, Window, drop_side_information
 
 log = logging.getLogger("stfm")
 
@@ -190,18 +190,6 @@ class Fit(pl.LightningModule):
         if getattr(self, "_rng", None) is not None:
             torch.set_rng_state(self._rng)  # type: ignore[arg-type]
             self._rng = None
-
-
-def drop_side_information(window: Window, share: float) -> Window:
-    """Hide a side's whole block from a random share of windows, so that a forecast without it stays sound."""
-    if share == 0 or not (window.past.shape[-1] or window.ahead.shape[-1]):
-        return window
-    out = {}
-    for side in ("past", "ahead"):
-        keep = (torch.rand(len(window.values), device=window.values.device) >= share)[:, None, None, None]
-        out[side] = getattr(window, side) * keep
-        out[f"{side}_observed"] = getattr(window, f"{side}_observed") & keep
-    return replace(window, **out)
 
 
 class Curve(Callback):

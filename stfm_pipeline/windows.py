@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ class Problem:
     step_us: int
     steps_per_day: int
     zones: tuple[str, ...]
+    zone: str
     country: str | None
     seasons: tuple[int, ...]
     past: tuple[str, ...]
@@ -96,6 +97,18 @@ class Window:
     past_observed: Bool[Tensor, "b p n f"]
     ahead: Float[Tensor, "b h n g"]
     ahead_observed: Bool[Tensor, "b h n g"]
+
+
+def drop_side_information(window: Window, share: float) -> Window:
+    """Hide a side's whole block from a random share of windows, so that a forecast without it stays sound."""
+    if share == 0 or not (window.past.shape[-1] or window.ahead.shape[-1]):
+        return window
+    out = {}
+    for side in ("past", "ahead"):
+        keep = (torch.rand(len(window.values), device=window.values.device) >= share)[:, None, None, None]
+        out[side] = getattr(window, side) * keep
+        out[f"{side}_observed"] = getattr(window, f"{side}_observed") & keep
+    return replace(window, **out)
 
 
 @dataclass(frozen=True)
@@ -288,6 +301,7 @@ def _open(folder: Path, name: str, stages: dict[str, Any], look_back: int | None
         step_us=facts["step_us"],
         steps_per_day=steps_per_day(facts["step_us"]),
         zones=tuple(facts["zones"]),
+        zone=spec.zone,
         country=spec.country,
         seasons=spec.seasons,
         past=tuple(facts["past"]),

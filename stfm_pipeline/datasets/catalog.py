@@ -12,11 +12,21 @@ from stfm_pipeline.datasets.spec import Dataset, check_name
 from stfm_pipeline.errors import UsageError
 
 _NOT_DATASETS = {"spec", "catalog"}
+_registered: dict[str, Dataset] = {}
+
+
+def register(dataset: Dataset) -> None:
+    """Make a dataset known to this process under its own name."""
+    _registered[dataset.spec.name] = dataset
+
+
+def all_datasets() -> dict[str, Dataset]:
+    """Every known dataset by name."""
+    return dict(sorted({**_built_in(), **_registered}.items()))
 
 
 @cache
-def all_datasets() -> dict[str, Dataset]:
-    """Every known dataset by name."""
+def _built_in() -> dict[str, Dataset]:
     found: dict[str, Dataset] = {}
     for info in pkgutil.iter_modules(package.__path__):
         if info.name in _NOT_DATASETS or info.name.startswith("_"):
@@ -24,7 +34,7 @@ def all_datasets() -> dict[str, Dataset]:
         module = importlib.import_module(f"{package.__name__}.{info.name}")
         dataset = Dataset(spec=module.SPEC, read=module.read, module=module.__name__)
         found[dataset.spec.name] = dataset
-    return dict(sorted(found.items()))
+    return found
 
 
 def get_dataset(name: str) -> Dataset:

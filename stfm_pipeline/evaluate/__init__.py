@@ -1,0 +1,1 @@
+"""One metric contract for every system: metrics, calibration, choice, report."""

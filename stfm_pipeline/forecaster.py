@@ -1,0 +1,114 @@
+"""A fitted system with everything it needs to forecast: problem, weights, intervals, lineage. Saved without pickle."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from stfm_pipeline.errors import StfmError
+from stfm_pipeline.systems.catalog import get_system
+from stfm_pipeline.tasks.forecasting import check_forecast, hide
+from stfm_pipeline.windows import Problem, Window
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Data units. `values` (b h n c), `bounds` (q b h n c) or None, `fallback` (b h n c) or None."""
+
+    values: Float[Tensor, "b h n c"]
+    bounds: Float[Tensor, "q b h n c"] | None
+    fallback: Bool[Tensor, "b h n c"] | None
+
+
+@dataclass
+class Forecaster:
+    """Applies a system's module to windows and turns its answer into data units with intervals."""
+
+    system: str
+    problem: Problem
+    module: nn.Module
+    absent: tuple[float | None, ...]
+    levels: tuple[float, ...] = ()
+    offsets: Float[Tensor, "q h n c"] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    lineage: dict[str, Any] = field(default_factory=dict)
+
+    @torch.inference_mode()
+    def forecast(self, window: Window) -> Forecast:
+        """Forecast every window of a batch; only its look-back and what is known ahead is shown to the module."""
+        inputs, _ = hide(window, self.problem.look_back)
+        answer = self.module(inputs)
+        standard, fallback = answer if isinstance(answer, tuple) else (answer, None)
+        check_forecast(standard, self.system)
+        mean, std = self.problem.tensors["mean"], self.problem.tensors["std"]
+        bounds = None
+        if self.offsets is not None:
+            bounds = torch.stack([self._clip((standard + o) * std + mean) for o in self.offsets])
+        return Forecast(self._clip(standard * std + mean), bounds, fallback)
+
+    def _clip(self, values: Tensor) -> Tensor:
+        lows = [-torch.inf if m is None else m for m in self.problem.minimum]
+        return values.clamp(min=torch.tensor(lows, dtype=values.dtype))
+
+    def truth(self, window: Window) -> tuple[Tensor, Tensor]:
+        """The hidden targets in data units and which of them are observed."""
+        _, target = hide(window, self.problem.look_back)
+        return target.values * self.problem.tensors["std"] + self.problem.tensors["mean"], target.observed
+
+    @property
+    def trainable(self) -> int:
+        return sum(p.numel() for p in self.module.parameters())
+
+    def save(self, folder: Path) -> Path:
+        """Write config.json, model.safetensors and lineage.json."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"module.{k}": v.detach().contiguous() for k, v in self.module.state_dict().items()}
+        tensors |= {f"problem.{k}": v.contiguous() for k, v in self.problem.tensors.items()}
+        if self.offsets is not None:
+            tensors["interval.offsets"] = self.offsets.contiguous()
+        config = {
+            "format": FORMAT,
+            "system": self.system,
+            "problem": self.problem.to_config(),
+            "absent": self.absent,
+            "levels": self.levels,
+            "facts": self.facts,
+        }
+        save_file({k: v.clone() for k, v in tensors.items()}, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(config, indent=1))
+        (folder / "lineage.json").write_text(json.dumps(self.lineage, indent=1))
+        return folder
+
+    @classmethod
+    def load(cls, folder: Path) -> Forecaster:
+        config = json.loads((folder / "config.json").read_text())
+        if config["format"] != FORMAT:
+            raise StfmError("the model has another format", expected=str(FORMAT), found=str(config["format"]))
+        tensors = load_file(folder / "model.safetensors")
+
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        problem = Problem.from_config(config["problem"], under("problem."))
+        module = get_system(config["system"]).build(problem)
+        module.load_state_dict(under("module."))
+        module.eval()
+        return cls(
+            config["system"],
+            problem,
+            module,
+            tuple(config["absent"]),
+            tuple(config["levels"]),
+            tensors.get("interval.offsets"),
+            config["facts"],
+            json.loads((folder / "lineage.json").read_text()),
+        )
