@@ -97,7 +97,7 @@ def _zero_share(panel: Panel) -> dict[str, float]:
     train = panel.parts["train"]
     mean, std = panel.problem.tensors["mean"], panel.problem.tensors["std"]
     values, observed = panel.arrays.values[train] * std + mean, panel.arrays.observed[train]
-    zero = ((values.abs() < 1e-4 * std) & observed).sum(dim=(0, 1)) / observed.sum(dim=(0, 1)).clamp(min=1)
+    zero = ((values.abs() < 1e-5 * std) & observed).sum(dim=(0, 1)) / observed.sum(dim=(0, 1)).clamp(min=1)
     return dict(zip(panel.problem.channels, zero.tolist(), strict=True))
 
 
@@ -115,7 +115,7 @@ def _cover(
         inside, width = (y >= low - slack) & (y <= high + slack), high - low
         cells = {"all": seen}
         if zero_share[channel] > ZERO_INFLATED:
-            cells |= {"target is 0": seen & (y.abs() < 0.5), "target above 0": seen & (y.abs() >= 0.5)}
+            cells |= {"target is 0": seen & (y == 0), "target is not 0": seen & (y != 0)}
         for group, which in cells.items():
             groups.setdefault((channel, group), Coverage()).add(inside, width, which)
 
