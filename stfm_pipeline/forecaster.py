@@ -31,12 +31,15 @@ class Forecast:
 
 @dataclass
 class Forecaster:
-    """Applies a system's module to windows and turns its answer into data units with intervals."""
+    """Applies a system's module to windows and turns its answer into data units with intervals.
+
+    `absent` is the value of a step without a row, per channel or planned side column (None = unobserved).
+    """
 
     system: str
     problem: Problem
     module: nn.Module
-    absent: tuple[float | None, ...]
+    absent: dict[str, float | None]
     levels: tuple[float, ...] = ()
     offsets: Float[Tensor, "q h n c"] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
@@ -66,6 +69,12 @@ class Forecaster:
         values = target.values * std + self.problem.tensors["mean"]
         # Scaling there and back leaves a 0 at about 1e-7 of a deviation; metrics ask for exact zeros.
         return torch.where(values.abs() < 1e-5 * std, 0.0, values), target.observed
+
+    def predict(self, frame: Any, **columns: Any) -> Any:
+        """Forecast from a long frame of recent observations; see `stfm_pipeline.predict.predict`."""
+        from stfm_pipeline.predict import predict
+
+        return predict(self, frame, **columns)
 
     @property
     def trainable(self) -> int:
@@ -109,7 +118,7 @@ class Forecaster:
             config["system"],
             problem,
             module,
-            tuple(config["absent"]),
+            config["absent"],
             tuple(config["levels"]),
             tensors.get("interval.offsets"),
             config["facts"],

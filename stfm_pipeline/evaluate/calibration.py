@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
+
+from stfm_pipeline.tasks.forecasting import hide
+from stfm_pipeline.windows import Panel
 
 LEVELS = (0.1, 0.9)
 MIN_RESIDUALS = 50
@@ -66,3 +69,15 @@ class Coverage:
             "mean_width": self.width / self.count if self.count else None,
             "n": int(self.count),
         }
+
+
+@torch.inference_mode()
+def calibrate(module: nn.Module, panel: Panel, needs: tuple[str, ...]) -> Float[Tensor, "q h n c"]:
+    """Offsets in standardised units from the module's residuals on val."""
+    residuals, observed = [], []
+    for _, window in panel.batches(panel.origins("val"), 64, needs):
+        inputs, target = hide(window, panel.problem.look_back)
+        answer = module(inputs)
+        residuals.append(target.values - (answer[0] if isinstance(answer, tuple) else answer))
+        observed.append(target.observed)
+    return conformal_offsets(torch.cat(residuals), torch.cat(observed)).clone()

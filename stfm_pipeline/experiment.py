@@ -1,0 +1,398 @@
+"""enriched -> trained systems -> evaluation -> champion: the road's second half, each step published like a stage."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from stfm_pipeline.datasets.catalog import get_dataset
+from stfm_pipeline.fingerprint import code_version, fingerprint
+from stfm_pipeline.lake import Lake, Stage
+from stfm_pipeline.road import Outcome
+from stfm_pipeline.settings import Settings
+from stfm_pipeline.systems.catalog import all_systems, get_system, select_systems
+from stfm_pipeline.tables import Check
+
+if TYPE_CHECKING:
+    from stfm_pipeline.evaluate.run import Entry, Evaluation
+    from stfm_pipeline.forecaster import Forecaster
+    from stfm_pipeline.systems.spec import System
+    from stfm_pipeline.windows import Panel
+
+log = logging.getLogger("stfm")
+EVALUATED, CHAMPION = "evaluated", "champion"
+TRAINING_CODE = (
+    "stfm_pipeline.windows",
+    "stfm_pipeline.tasks",
+    "stfm_pipeline.backbones",
+    "stfm_pipeline.train",
+    "stfm_pipeline.forecaster",
+    "stfm_pipeline.evaluate.calibration",
+)
+
+
+def stage_of(system: str) -> str:
+    """The stage name of a trained system."""
+    return f"trained_{system.replace('-', '_')}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Why a step would run: its fingerprint, and the inputs it would be made from."""
+
+    mark: str
+    inputs: dict[str, str]
+
+
+def training_plan(lake: Lake, name: str, system: System, budget: str) -> Plan:
+    """What a training run of `system` would be made from; the budget matters only where there is training."""
+    from stfm_pipeline.train import BUDGETS
+
+    inputs = {s: lake.require(name, s).data_version for s in ("harmonized", "embedded", "enriched")}
+    spec = get_dataset(name).spec
+    config = {
+        "system": system.name,
+        "training": asdict(system.training) if system.training else None,
+        "budget": asdict(BUDGETS[budget]) if system.training else None,
+        "task": spec.task.model_dump(),
+        "seasons": spec.seasons,
+    }
+    code = code_version(*TRAINING_CODE, f"stfm_pipeline.systems.{system.key}")
+    return Plan(fingerprint(config, code, inputs), inputs)
+
+
+def fresh(lake: Lake, name: str, stage: str, plan: Plan) -> Stage | None:
+    """The published stage if it is what the plan would make again."""
+    found = lake.stage(name, stage)
+    return found if found is not None and found.fingerprint == plan.mark else None
+
+
+def train_system(
+    name: str,
+    system_name: str,
+    lake: Lake,
+    settings: Settings,
+    *,
+    budget: str = "quick",
+    device: str = "auto",
+    progress: bool | None = None,
+) -> Outcome:
+    """Train a system with each of the budget's seeds, calibrate its intervals on val, log everything to MLflow."""
+    from stfm_pipeline.train import BUDGETS
+    from stfm_pipeline.windows import load_panel
+
+    began = time.perf_counter()
+    spec = get_dataset(name).spec
+    (system,) = select_systems([system_name], spec)
+    stage = stage_of(system.name)
+    plan = training_plan(lake, name, system, budget)
+    if (found := fresh(lake, name, stage, plan)) is not None:
+        log.info("%s %s: unchanged, not trained again", name, system.name)
+        return Outcome(found, reused=True)
+    panel = load_panel(lake, name, settings.cache)
+    seeds = range(BUDGETS[budget].seeds if system.training else 1)
+    fitted = [
+        _train_seed(panel, system, seed, lake, settings, plan, budget, device, progress) for seed in seeds
+    ]
+    losses = [f["val_loss"] for f in fitted]
+    chosen = min(seeds, key=lambda s: losses[s]) if system.training else 0
+    curves = [row for f in fitted for row in f.pop("curve")]
+    schema = {"seed": pl.Int64, "epoch": pl.Float64, "train_loss": pl.Float64, "val_loss": pl.Float64}
+    facts = {
+        "system": system.name,
+        "budget": budget if system.training else None,
+        "chosen": chosen,
+        "seeds": fitted,
+        "licence": spec.licence,
+    }
+    published = lake.publish(
+        name,
+        stage,
+        {"curve": pl.DataFrame(curves, schema=schema)},
+        fingerprint=plan.mark,
+        facts=facts,
+        inputs=plan.inputs,
+    )
+    for seed in seeds:
+        shutil.rmtree(_work(settings, name, system.name, plan, seed), ignore_errors=True)
+    seconds = time.perf_counter() - began
+    log.info("%s %s: trained with %d seed(s) in %.1f s", name, system.name, len(fitted), seconds)
+    finite = Check("forecasts_are_finite", True, "every val forecast is a finite number", {})
+    return Outcome(published, False, [finite], seconds)
+
+
+def _work(settings: Settings, name: str, system: str, plan: Plan, seed: int) -> Path:
+    return settings.root / "work" / f"{name}-{system}-{plan.mark}-{seed}"
+
+
+def _train_seed(
+    panel: Panel,
+    system: System,
+    seed: int,
+    lake: Lake,
+    settings: Settings,
+    plan: Plan,
+    budget: str,
+    device: str,
+    progress: bool | None,
+) -> dict[str, Any]:
+    import mlflow
+
+    from stfm_pipeline import registry
+    from stfm_pipeline.evaluate.calibration import LEVELS, calibrate
+    from stfm_pipeline.forecaster import Forecaster
+    from stfm_pipeline.predict import frame_of
+    from stfm_pipeline.train import BUDGETS, fit
+
+    name = panel.problem.dataset
+    spec = get_dataset(name).spec
+    tags = {"stage": "training", "system": system.name, "licence": spec.licence, "seed": str(seed), "budget": budget}
+    with registry.run(settings, name, f"{system.name} seed {seed}", tags, plan.inputs["enriched"]) as (_, run_id):
+        work = _work(settings, name, system.name, plan, seed) if system.training else None
+        if work is not None:
+            work.mkdir(parents=True, exist_ok=True)
+
+        def report(row: dict[str, float]) -> None:
+            scores = {k: v for k, v in row.items() if k != "epoch"}
+            mlflow.log_metrics(scores, step=int(row["epoch"]))
+
+        result = fit(
+            system, panel, BUDGETS[budget], seed=seed, device=device, work=work, report=report, progress=progress
+        )
+        facts = {
+            "seconds": result.seconds,
+            "peak_mb": result.peak_mb,
+            "epochs": result.epochs,
+            "val_loss": result.val_loss if result.curve else None,
+            "seed": seed,
+            "budget": budget if system.training else None,
+            "licence": spec.licence,
+            "side_information": {"past": list(panel.problem.past), "ahead": list(panel.problem.ahead)},
+        }
+        absent = {c.name: c.absent for c in spec.channels}
+        absent |= {c: j.absent for j in spec.joins if j.availability == "ahead" for c in j.columns}
+        forecaster = Forecaster(
+            system.name,
+            panel.problem,
+            result.module,
+            absent,
+            facts=facts,
+            lineage=lineage(panel, lake, system, seed, plan, budget),
+        )
+        forecaster.levels = LEVELS
+        forecaster.offsets = calibrate(forecaster.module, panel, system.needs)
+        if system.training:
+            mlflow.log_params({**asdict(system.training), "budget": budget, "seed": seed})
+        mlflow.log_metrics({"seconds": result.seconds, "peak_mb": result.peak_mb, "trainable": forecaster.trainable})
+        two = panel.problem.entities[:2]
+        example = frame_of(panel, panel.parts["train"].stop, two).with_columns(
+            pl.col("ds").dt.strftime("%Y-%m-%dT%H:%M:%SZ")
+        )
+        uri = registry.log_forecaster(forecaster, example.to_pandas())
+    curve = [{"seed": seed, **row} for row in result.curve]
+    return {"seed": seed, "run_id": run_id, "uri": uri, "curve": curve, **facts}
+
+
+def lineage(panel: Panel, lake: Lake, system: System, seed: int, plan: Plan, budget: str) -> dict[str, Any]:
+    """Which raw bytes, which tables and which code made a model."""
+    from importlib.metadata import version
+
+    import stfm_pipeline
+
+    name = panel.problem.dataset
+    stages = {s: lake.require(name, s) for s in ("raw", "harmonized", "embedded", "enriched")}
+    return {
+        "dataset": name,
+        "licence": get_dataset(name).spec.licence,
+        "sources": stages["raw"].facts["sources"],
+        "tables": {
+            s: {"stage_version": v.version, "data_version": v.data_version, "delta_versions": v.tables}
+            for s, v in stages.items()
+        },
+        "split": {r["part"]: [str(r["start"]), str(r["end"])] for r in lake.read(stages["harmonized"], "split").to_dicts()},
+        "scaler": {"per": get_dataset(name).spec.harmonize.scale_per, "fitted_on": "train"},
+        "system": system.name,
+        "seed": seed,
+        "budget": budget if system.training else None,
+        "fingerprint": plan.mark,
+        "stfm_pipeline": stfm_pipeline.__version__,
+        "packages": {p: version(p) for p in ("torch", "polars", "numpy", "mlflow")},
+    }
+
+
+def trained_systems(lake: Lake, name: str) -> list[tuple[System, Stage]]:
+    """Systems trained on the dataset's current enriched stage."""
+    enriched = lake.require(name, "enriched")
+    found = [(s, lake.stage(name, stage_of(s.name))) for s in all_systems().values()]
+    return [(s, t) for s, t in found if t is not None and t.inputs.get("enriched") == enriched.data_version]
+
+
+def evaluation_plan(lake: Lake, name: str) -> Plan:
+    """What an evaluation would be made from: every system trained on the current data."""
+    inputs = {t.name: t.data_version for _, t in trained_systems(lake, name)}
+    spec = get_dataset(name).spec
+    code = code_version("stfm_pipeline.evaluate", "stfm_pipeline.forecaster", "stfm_pipeline.windows")
+    return Plan(fingerprint({"task": spec.task.model_dump(), "title": spec.title}, code, inputs), inputs)
+
+
+def _entries(lake: Lake, settings: Settings, name: str) -> list[Entry]:
+    from stfm_pipeline.evaluate.run import Entry
+    from stfm_pipeline.registry import load_model
+
+    return [
+        Entry(
+            system,
+            [load_model(s["uri"], settings) for s in stage.facts["seeds"]],
+            [s["run_id"] for s in stage.facts["seeds"]],
+            stage.facts["chosen"],
+        )
+        for system, stage in trained_systems(lake, name)
+    ]
+
+
+def evaluate_dataset(name: str, lake: Lake, settings: Settings) -> Outcome:
+    """Score every trained system, write the report, log both to MLflow and publish the leaderboard."""
+    import mlflow
+
+    from stfm_pipeline import registry
+    from stfm_pipeline.evaluate import report
+    from stfm_pipeline.evaluate.run import evaluate
+    from stfm_pipeline.windows import load_panel
+
+    began = time.perf_counter()
+    spec = get_dataset(name).spec
+    plan = evaluation_plan(lake, name)
+    if (found := fresh(lake, name, EVALUATED, plan)) is not None:
+        log.info("%s evaluated: unchanged, not scored again", name)
+        return Outcome(found, reused=True)
+    panel = load_panel(lake, name, settings.cache)
+    entries = _entries(lake, settings, name)
+    crowned = registry.champion_version(settings, name)
+    runs = {run for e in entries for run in e.runs}
+    rival: Forecaster | None = None
+    if crowned is not None and crowned.run_id not in runs:
+        champion = registry.load_model(f"models:/{name}@{registry.CHAMPION}", settings)
+        rival = champion if champion.problem.to_config() == panel.problem.to_config() else None
+    label = f"champion (version {crowned.version})" if crowned is not None else "champion"
+    evaluation = evaluate(spec, panel, entries, rival, label, notes=_notes(name, lake, crowned, rival, runs))
+    leader = next(e for e in entries if e.system.name == evaluation.candidate)
+    run_id = leader.runs[leader.chosen]
+    uri = next(s for s in lake.require(name, stage_of(leader.system.name)).facts["seeds"] if s["run_id"] == run_id)["uri"]
+    harmonized = lake.require(name, "harmonized")
+    html = report.render(
+        evaluation, lake.read(harmonized, "entities"), lake.read(harmonized, "edges"), harmonized.facts
+    )
+    path = report.write(html, settings.root / "reports" / name / f"{plan.mark}.html")
+    tags = {"stage": "evaluation", "candidate": evaluation.candidate, "licence": spec.licence}
+    with registry.run(settings, name, "evaluation", tags, lake.require(name, "enriched").data_version) as (_, eval_run):
+        mlflow.log_artifact(str(path), "report")
+        scores = {
+            f"{r.split}/{r.system}/{r.channel or 'all'}/{r.scale}/mae".replace("@", "-"): r.mae
+            for r in evaluation.rows
+            if r.horizon == "avg"
+        }
+        mlflow.log_metrics(scores)
+    facts = {
+        "licence": spec.licence,
+        "ranking": evaluation.ranking,
+        "candidate": {"system": evaluation.candidate, "run_id": run_id, "uri": uri},
+        "decision": asdict(evaluation.decision),
+        "margins": evaluation.margins,
+        "coverage": evaluation.coverage,
+        "fallback": evaluation.fallback,
+        "cost": evaluation.cost,
+        "without_side": evaluation.without_side,
+        "warning": evaluation.warning,
+        "notes": evaluation.notes,
+        "report": str(path),
+        "run_id": eval_run,
+    }
+    rows = pl.DataFrame(
+        [{**asdict(r), "horizon": str(r.horizon)} for r in evaluation.rows], infer_schema_length=None
+    )
+    published = lake.publish(
+        name, EVALUATED, {"leaderboard": rows}, fingerprint=plan.mark, facts=facts, inputs=plan.inputs
+    )
+    seconds = time.perf_counter() - began
+    log.info("%s evaluated: %s leads on val, in %.1f s", name, evaluation.candidate, seconds)
+    return Outcome(published, False, _checks(evaluation), seconds)
+
+
+def _notes(name: str, lake: Lake, crowned: Any, rival: Any, runs: Sequence[str] | set[str]) -> list[str]:
+    notes = []
+    if unseen := lake.require(name, "embedded").facts["unseen_categories"]:
+        notes.append(f"calendar categories that training never saw contribute nothing: {', '.join(unseen)}")
+    if crowned is not None and rival is None and crowned.run_id not in runs:
+        notes.append(f"version {crowned.version} answers another problem (entities, channels or lengths) and was not met")
+    return notes
+
+
+def _checks(evaluation: Evaluation) -> list[Check]:
+    return [
+        Check(
+            "scored_on_identical_cells",
+            len({(r.split, r.channel, r.n) for r in evaluation.rows if r.horizon == "avg" and r.scale == "data"})
+            == len({(r.split, r.channel) for r in evaluation.rows if r.horizon == "avg" and r.scale == "data"}),
+            "every system was scored on the same observed cells",
+            {},
+        )
+    ]
+
+
+def crown(name: str, lake: Lake, settings: Settings) -> Outcome:
+    """Register the candidate and promote or refuse it, as the evaluation decided on gate."""
+    from stfm_pipeline import registry
+    from stfm_pipeline.evaluate.choose import Decision
+
+    began = time.perf_counter()
+    spec = get_dataset(name).spec
+    evaluated = lake.require(name, EVALUATED)
+    plan = Plan(
+        fingerprint({}, code_version("stfm_pipeline.registry"), {EVALUATED: evaluated.data_version}),
+        {EVALUATED: evaluated.data_version},
+    )
+    found = fresh(lake, name, CHAMPION, plan)
+    if found is not None:
+        log.info("%s champion: unchanged, no new decision", name)
+        return Outcome(found, reused=True)
+    candidate, decision = evaluated.facts["candidate"], Decision(**evaluated.facts["decision"])
+    tags = {"system": candidate["system"], "licence": spec.licence, "homepage": spec.homepage}
+    number = registry.register(settings, name, candidate["uri"], candidate["run_id"], tags)
+    registry.apply_decision(settings, name, number, decision)
+    facts = {
+        "name": name,
+        "version": number,
+        "uri": f"models:/{name}/{number}",
+        "system": candidate["system"],
+        "promoted": decision.promote,
+        "reason": decision.reason,
+        "licence": spec.licence,
+    }
+    row = pl.DataFrame([{k: json.dumps(v) for k, v in facts.items()}])
+    published = lake.publish(name, CHAMPION, {"decision": row}, fingerprint=plan.mark, facts=facts, inputs=plan.inputs)
+    log.info(
+        "%s version %d (%s): %s, %s",
+        name,
+        number,
+        candidate["system"],
+        "promoted" if decision.promote else "refused",
+        decision.reason,
+    )
+    return Outcome(published, False, [], time.perf_counter() - began)
+
+
+def stale_systems(lake: Lake, name: str, systems: Sequence[str], budget: str, data_is_stale: bool) -> list[str]:
+    """The systems that a run has to train."""
+    if data_is_stale:
+        return list(systems)
+    return [
+        s for s in systems if fresh(lake, name, stage_of(s), training_plan(lake, name, get_system(s), budget)) is None
+    ]

@@ -1,0 +1,263 @@
+"""Frames in, frames out: a long frame of recent observations becomes a long frame of forecasts with intervals."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from stfm_pipeline.embed import temporal
+from stfm_pipeline.errors import FrameError
+from stfm_pipeline.tables import scatter, times_of, to_utc
+from stfm_pipeline.windows import CALENDAR, Window, code_categories, standardize
+
+if TYPE_CHECKING:
+    from stfm_pipeline.forecaster import Forecaster
+    from stfm_pipeline.windows import Panel, Problem
+
+
+def predict(
+    forecaster: Forecaster, frame: Any, *, id_col: str = "unique_id", time_col: str = "ds", zone: str | None = None
+) -> Any:
+    """Forecast the `horizon` steps after the last observation of a polars or pandas frame; the same kind comes back.
+
+    In: `id_col`, `time_col` and the model's channels, at least `look_back` steps of them; side columns are optional.
+    Rows after the last observation carry what is known ahead (a timetable) with empty channels. Out: the same ids and
+    times, one column per channel and one per interval bound (`<channel>_q0.1`), in data units. The input is not changed.
+
+    Rules: times carry a zone or `zone` is given; a missing step is unobserved, or the channel's stated value for a step
+    without a row (0 for counts); entities left out count as unobserved. Anything else raises `FrameError`.
+    """
+    problem = forecaster.problem
+    pandas = not isinstance(frame, pl.DataFrame)
+    rows = _to_polars(frame) if pandas else frame
+    _check_columns(rows, problem, id_col, time_col)
+    text_times = rows.schema[time_col] == pl.String
+    side = [c for c in (*problem.past, *problem.ahead) if c in rows.columns]
+    columns = [*problem.channels, *side]
+    rows = rows.select(
+        pl.col(id_col).cast(pl.String).alias("entity"),
+        _utc(rows, time_col, zone).alias("time"),
+        *(_number(rows, c) for c in columns),
+    )
+    asked = _check_rows(rows, problem)
+    history = rows.filter(pl.any_horizontal(pl.col(problem.channels).is_not_null()))
+    origin = _origin(history, problem)
+    window = _window(rows, history, origin, forecaster.absent, problem)
+    forecast = forecaster.forecast(window)
+    nodes = [problem.entities.index(e) for e in asked]
+    ahead = origin + np.arange(problem.horizon) * np.timedelta64(problem.step_us, "us")
+    times = pl.Series(ahead).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    out = pl.DataFrame(
+        {
+            id_col: np.repeat(np.array(asked, dtype=object), problem.horizon).tolist(),
+            time_col: pl.concat([times] * len(asked)),
+        }
+    )
+    values = {c: forecast.values[0, :, nodes, k] for k, c in enumerate(problem.channels)}
+    if forecast.bounds is not None:
+        for q, level in enumerate(forecaster.levels):
+            values |= {f"{c}_q{level:g}": forecast.bounds[q, 0, :, nodes, k] for k, c in enumerate(problem.channels)}
+    ordered = [name for c in problem.channels for name in values if name == c or name.startswith(f"{c}_q")]
+    out = out.with_columns(
+        pl.Series(name, values[name].T.contiguous().numpy().ravel()).cast(pl.Float64) for name in ordered
+    )
+    if text_times:
+        out = out.with_columns(pl.col(time_col).dt.strftime("%Y-%m-%dT%H:%M:%SZ"))
+    return out.to_pandas() if pandas else out
+
+
+def _to_polars(frame: Any) -> pl.DataFrame:
+    try:
+        converted = pl.from_pandas(frame)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise FrameError(
+            "not a frame", expected="a polars or pandas DataFrame", found=type(frame).__name__
+        ) from error
+    assert isinstance(converted, pl.DataFrame)
+    return converted
+
+
+def _check_columns(rows: pl.DataFrame, problem: Problem, id_col: str, time_col: str) -> None:
+    wanted = [id_col, time_col, *problem.channels]
+    missing = [c for c in wanted if c not in rows.columns]
+    known = {*wanted, *problem.past, *problem.ahead}
+    strangers = [c for c in rows.columns if c not in known]
+    if missing or strangers:
+        near = {c: get_close_matches(c, strangers or sorted(known), n=1) for c in (missing or strangers)}
+        hints = [f"'{n[0]}' for '{c}'" for c, n in near.items() if n]
+        raise FrameError(
+            f"columns are {'missing' if missing else 'not known to the model'}",
+            expected=f"{', '.join(wanted)}; optional: {', '.join((*problem.past, *problem.ahead)) or 'none'}",
+            found=", ".join(rows.columns),
+            offenders=missing or strangers,
+            fix=f"did you mean {'; '.join(hints)}?" if hints else "rename or drop them (`id_col=`, `time_col=` set names)",
+        )
+
+
+def _number(rows: pl.DataFrame, column: str) -> pl.Expr:
+    if not (rows.schema[column].is_numeric() or rows.schema[column] in (pl.Null, pl.Boolean)):
+        raise FrameError(f"column '{column}' does not hold numbers", found=str(rows.schema[column]))
+    value = pl.col(column).cast(pl.Float64)
+    return pl.when(value.is_finite()).then(value).alias(column)
+
+
+def _utc(rows: pl.DataFrame, column: str, zone: str | None) -> pl.Expr:
+    kind = rows.schema[column]
+    times = pl.col(column)
+    if kind == pl.String:
+        sample = rows[column].drop_nulls().head(1).to_list()
+        offset = bool(sample) and (sample[0].endswith("Z") or sample[0][-6:-5] in ("+", "-"))
+        try:
+            if offset:
+                return pl.lit(rows[column].str.to_datetime(time_unit="us", time_zone="UTC"))
+            parsed = rows[column].str.to_datetime(time_unit="us")
+        except pl.exceptions.PolarsError as error:
+            raise FrameError(
+                f"'{column}' holds text that is not a time", expected="ISO 8601, e.g. 2013-12-01T05:00:00Z", found=str(error)
+            ) from error
+        return to_utc(pl.lit(parsed), _zone(column, zone))
+    if not isinstance(kind, pl.Datetime):
+        raise FrameError(f"'{column}' does not hold times", expected="datetimes or ISO 8601 text", found=str(kind))
+    if kind.time_zone is None:
+        return to_utc(times, _zone(column, zone))
+    return times.dt.convert_time_zone("UTC").dt.cast_time_unit("us")
+
+
+def _zone(column: str, zone: str | None) -> str:
+    if zone is None:
+        raise FrameError(
+            f"'{column}' carries no time zone",
+            expected="times with a zone, or ISO 8601 text with an offset",
+            found="naive times",
+            fix="pass the zone they are in, e.g. zone='America/New_York' or zone='UTC'",
+        )
+    return zone
+
+
+def _check_rows(rows: pl.DataFrame, problem: Problem) -> list[str]:
+    asked: list[str] = rows["entity"].unique(maintain_order=True).to_list()
+    if None in asked or rows["time"].null_count():
+        raise FrameError("rows without an id or a time", found=f"{rows['entity'].null_count()} and {rows['time'].null_count()}")
+    strangers = [e for e in asked if e not in problem.entities]
+    if strangers:
+        near = get_close_matches(strangers[0], problem.entities, n=3)
+        raise FrameError(
+            "entities that the model never met",
+            expected=f"some of its {problem.n} entities" + (f", e.g. {', '.join(near)}" if near else ""),
+            offenders=strangers,
+            fix="drop them, or retrain with them in the dataset",
+        )
+    double = rows.select("entity", "time").is_duplicated()
+    if double.any():
+        bad = rows.filter(double).select("entity", "time").unique(maintain_order=True).to_dicts()
+        raise FrameError(
+            "several rows for one entity and time",
+            expected="one row each",
+            offenders=[f"{r['entity']} at {r['time']:%Y-%m-%dT%H:%MZ}" for r in bad],
+        )
+    off = rows.filter(pl.col("time").dt.epoch("us") % problem.step_us != 0)
+    if len(off):
+        raise FrameError(
+            "times off the model's clock",
+            expected=f"multiples of {problem.step_us // 1_000_000} seconds in UTC",
+            offenders=[f"{t:%Y-%m-%dT%H:%M:%SZ}" for t in off["time"].unique().sort()],
+            fix="resample to the step the model was trained on",
+        )
+    return [e for e in problem.entities if e in set(asked)]
+
+
+def _origin(history: pl.DataFrame, problem: Problem) -> np.datetime64:
+    if not len(history):
+        raise FrameError("no observation in the frame", expected=f"at least {problem.look_back} steps of history")
+    times = times_of(history["time"])
+    step = np.timedelta64(problem.step_us, "us")
+    origin: np.datetime64 = times.max() + step
+    span = int((origin - times.min()) / step)
+    if span < problem.look_back:
+        raise FrameError(
+            "too short a history",
+            expected=f"at least {problem.look_back} steps up to the last observation",
+            found=f"{span} steps, {times.min()} to {times.max()}",
+            fix=f"start at {origin - problem.look_back * step} or earlier",
+        )
+    return origin
+
+
+def _window(
+    rows: pl.DataFrame, history: pl.DataFrame, origin: np.datetime64, absent: dict[str, float | None], problem: Problem
+) -> Window:
+    step = np.timedelta64(problem.step_us, "us")
+    look_back, horizon = problem.look_back, problem.horizon
+    clock = origin + np.arange(-look_back, horizon) * step
+    tensors = {k: v.numpy() for k, v in problem.tensors.items() if not k.startswith("adj")}
+    given = set(history["entity"].unique())
+    present = np.array([e in given for e in problem.entities])
+
+    def dense(source: pl.DataFrame, times: Any, columns: tuple[str, ...]) -> tuple[Any, Any]:
+        values, observed = scatter(source, times, problem.entities, columns)
+        for k, column in enumerate(columns):
+            fill = absent.get(column)
+            if fill is not None and observed[..., k].any():
+                gap = ~observed[..., k] & present
+                values[..., k][gap], observed[..., k][gap] = fill, True
+        return values, observed
+
+    values, observed = dense(history, clock[:look_back], problem.channels)
+    full = np.zeros((len(clock), problem.n, problem.c), np.float32)
+    seen = np.zeros(full.shape, np.bool_)
+    full[:look_back] = standardize(values, observed, tensors["mean"], tensors["std"])
+    seen[:look_back] = observed
+    side = {}
+    spans = {"past": clock[look_back - problem.recent : look_back], "ahead": clock[look_back:]}
+    for name, times in spans.items():
+        columns = getattr(problem, name)
+        whole = rows.with_columns(pl.lit(None, pl.Float64).alias(c) for c in columns if c not in rows.columns)
+        block, mask = dense(whole, times, columns)
+        side[name] = standardize(block, mask, tensors[f"{name}_mean"], tensors[f"{name}_std"])
+        side[f"{name}_observed"] = mask
+    table = temporal.calendar(clock, problem.zones, problem.step_us, problem.country)
+    shape = (len(clock), len(problem.zones))
+    codes = table.select(CALENDAR).to_numpy().reshape(*shape, len(CALENDAR))
+    arrays = {
+        "values": full,
+        "observed": seen,
+        "calendar": code_categories(codes, [tensors[f"seen_{f}"] for f in CALENDAR]),
+        "offset": table["offset"].to_numpy().reshape(shape).astype(np.int64),
+        **side,
+    }
+    return Window(**{k: torch.from_numpy(np.ascontiguousarray(v))[None] for k, v in arrays.items()})
+
+
+def frame_of(panel: Panel, origin: int, entities: tuple[str, ...] | None = None) -> pl.DataFrame:
+    """The frame a user would have had just before step `origin`: look-back, and rows ahead where a plan is known."""
+    p = panel.problem
+    chosen = entities or p.entities
+    nodes = [p.entities.index(e) for e in chosen]
+    tensors = p.tensors
+    look_back = slice(origin - p.look_back, origin)
+    ahead = slice(origin, origin + p.horizon) if p.ahead else slice(origin, origin)
+    steps = [*range(look_back.start, look_back.stop), *range(ahead.start, ahead.stop)]
+    columns: dict[str, Any] = {}
+
+    def column(values: torch.Tensor, observed: torch.Tensor, mean: str, std: str, k: int, keep: np.ndarray[Any, Any]) -> pl.Series:
+        data = values[steps][:, nodes, k] * tensors[std][nodes, k] + tensors[mean][nodes, k]
+        seen = observed[steps][:, nodes, k].numpy() & keep[:, None]
+        return pl.Series(np.where(seen, data.numpy(), np.nan).T.ravel().astype(np.float64)).fill_nan(None)
+
+    a = panel.arrays
+    past = np.array([s < origin for s in steps])
+    every = np.ones(len(steps), np.bool_)
+    for k, name in enumerate(p.channels):
+        columns[name] = column(a.values, a.observed, "mean", "std", k, past)
+    for k, name in enumerate(p.past):
+        columns[name] = column(a.past, a.past_observed, "past_mean", "past_std", k, past)
+    for k, name in enumerate(p.ahead):
+        columns[name] = column(a.ahead, a.ahead_observed, "ahead_mean", "ahead_std", k, every)
+    times = pl.Series(panel.times[steps]).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    return pl.DataFrame(
+        {"unique_id": np.repeat(np.array(chosen, dtype=object), len(steps)).tolist(), "ds": pl.concat([times] * len(chosen)), **columns}
+    )

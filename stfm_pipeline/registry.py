@@ -1,0 +1,262 @@
+"""Models in MLflow: logged without pickle, registered by dataset, promoted by alias, loaded in one line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from stfm_pipeline.errors import StfmError, UsageError
+from stfm_pipeline.evaluate.choose import Decision
+from stfm_pipeline.forecaster import Forecaster
+from stfm_pipeline.settings import Settings
+
+log = logging.getLogger("stfm")
+CHAMPION, CHALLENGER = "champion", "challenger"
+ARTIFACT = "forecaster"
+REQUIREMENTS = (
+    "mlflow",
+    "torch",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "polars",
+    "pydantic",
+    "pydantic-settings",
+    "safetensors",
+    "dataframely",
+    "jaxtyping",
+    "holidays",
+    "tzdata",
+)
+
+
+def connect(settings: Settings) -> Any:
+    """The MLflow client on the configured store; pickled models are refused from here on."""
+    import os
+
+    import mlflow
+
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    if settings.tracking_uri.startswith("sqlite:///"):
+        Path(settings.tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    mlflow.set_tracking_uri(settings.tracking_uri)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    return mlflow.MlflowClient()
+
+
+def _experiment(client: Any, settings: Settings, dataset: str) -> str:
+    found = client.get_experiment_by_name(dataset)
+    if found is not None:
+        return str(found.experiment_id)
+    location = f"{settings.artifact_uri.rstrip('/')}/{dataset}"
+    if "://" not in location:
+        location = Path(location).as_uri()
+    try:
+        return str(client.create_experiment(dataset, artifact_location=location))
+    except Exception:
+        # Another process may have created it in between.
+        again = client.get_experiment_by_name(dataset)
+        if again is None:
+            raise
+        return str(again.experiment_id)
+
+
+@contextmanager
+def run(
+    settings: Settings, dataset: str, name: str, tags: dict[str, str], digest: str | None = None
+) -> Iterator[tuple[Any, str]]:
+    """An MLflow run in the dataset's experiment, ended as failed if the block raises; yields (client, run id)."""
+    import mlflow
+
+    client = connect(settings)
+    with mlflow.start_run(
+        experiment_id=_experiment(client, settings, dataset), run_name=name, tags={"dataset": dataset, **tags}
+    ) as active:
+        if digest is not None:
+            source = mlflow.data.meta_dataset.MetaDataset(
+                mlflow.data.sources.LocalArtifactDatasetSource(f"{settings.lake_uri}/{dataset}/enriched"),
+                name=dataset,
+                digest=digest,
+            )
+            mlflow.log_input(source, context="training")
+        yield client, active.info.run_id
+
+
+def log_forecaster(forecaster: Forecaster, example: Any) -> str:
+    """Log a forecaster into the active run as a pyfunc model; returns its `models:/` URI."""
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType, ColSpec
+
+    from stfm_pipeline import served_model
+
+    problem = forecaster.problem
+    bounds = [f"{c}_q{level:g}" for c in problem.channels for level in forecaster.levels]
+    signature = ModelSignature(
+        inputs=Schema(
+            [
+                ColSpec(DataType.string, "unique_id"),
+                ColSpec(AnyType(), "ds", required=False),
+                *(ColSpec(DataType.double, c) for c in problem.channels),
+                *(ColSpec(DataType.double, c, required=False) for c in (*problem.past, *problem.ahead)),
+            ]
+        ),
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "unique_id"),
+                ColSpec(AnyType(), "ds", required=False),
+                *(ColSpec(DataType.double, c) for c in (*problem.channels, *bounds)),
+            ]
+        ),
+        params=ParamSchema([ParamSpec("zone", DataType.string, "")]),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        saved = forecaster.save(Path(folder) / ARTIFACT)
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=served_model.__file__,
+            artifacts={ARTIFACT: str(saved)},
+            code_paths=[str(Path(served_model.__file__).parent)],
+            pip_requirements=requirements(),
+            signature=signature,
+            input_example=example,
+            metadata={"licence": forecaster.facts.get("licence"), "system": forecaster.system},
+        )
+    return str(info.model_uri)
+
+
+def requirements() -> list[str]:
+    """What a model needs to forecast, pinned to what it was made with."""
+    return [f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS]
+
+
+def load_model(uri: str, settings: Settings | None = None) -> Forecaster:
+    """A forecaster from MLflow, e.g. `models:/nyc-airports@champion`. Nothing is unpickled."""
+    import mlflow
+
+    connect(settings or Settings())
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+    except Exception as error:
+        raise StfmError(
+            f"no model at '{uri}'",
+            expected="a URI such as models:/nyc-airports@champion",
+            found=f"{str(error).splitlines()[0]} (tracking: {mlflow.get_tracking_uri()})",
+            fix="`stfm models list` shows what is registered; `MLFLOW_TRACKING_URI` says where to look",
+        ) from error
+    return Forecaster.load(folder / "artifacts" / ARTIFACT)
+
+
+def register(settings: Settings, dataset: str, model_uri: str, run_id: str, tags: dict[str, str]) -> int:
+    """Register a logged model as a new version of the dataset's registered model; a run is registered once."""
+    client = connect(settings)
+    if not client.search_registered_models(f"name='{dataset}'"):
+        client.create_registered_model(dataset, tags={"dataset": dataset, "licence": tags.get("licence", "")})
+    for existing in client.search_model_versions(f"name='{dataset}'"):
+        if existing.run_id == run_id:
+            return int(existing.version)
+    made = client.create_model_version(dataset, source=model_uri, run_id=run_id, tags=tags)
+    return int(made.version)
+
+
+def champion_version(settings: Settings, dataset: str, alias: str = CHAMPION) -> Any | None:
+    """The version an alias points to, or None."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return connect(settings).get_model_version_by_alias(dataset, alias)
+    except MlflowException:
+        return None
+
+
+def apply_decision(settings: Settings, dataset: str, number: int, decision: Decision) -> None:
+    """Write the decision on the version, then move the alias: champion if promoted, challenger if refused."""
+    client = connect(settings)
+    stamp = datetime.now(UTC).isoformat(timespec="seconds")
+    record = {"promote": decision.promote, "reason": decision.reason, "margins": decision.margins, "decided_at": stamp}
+    client.set_model_version_tag(dataset, number, "decision", json.dumps(record))
+    if decision.promote:
+        _crown(client, dataset, number, stamp)
+    else:
+        client.set_registered_model_alias(dataset, CHALLENGER, str(number))
+
+
+def _crown(client: Any, dataset: str, number: int, stamp: str) -> None:
+    client.set_model_version_tag(dataset, number, "crowned_at", stamp)
+    client.set_registered_model_alias(dataset, CHAMPION, str(number))
+    model = client.get_registered_model(dataset)
+    if model.aliases.get(CHALLENGER) == str(number):
+        client.delete_registered_model_alias(dataset, CHALLENGER)
+
+
+def versions(settings: Settings, dataset: str | None = None) -> list[dict[str, Any]]:
+    """Registered versions, newest first, with aliases, system, licence and decision."""
+    client = connect(settings)
+    wanted = f"name='{dataset}'" if dataset else None
+    out = []
+    for model in client.search_registered_models(wanted):
+        aliases: dict[str, list[str]] = {}
+        for alias, number in model.aliases.items():
+            aliases.setdefault(str(number), []).append(alias)
+        for v in client.search_model_versions(f"name='{model.name}'"):
+            decision = json.loads(v.tags.get("decision", "null"))
+            out.append(
+                {
+                    "name": model.name,
+                    "version": int(v.version),
+                    "aliases": aliases.get(str(v.version), []),
+                    "system": v.tags.get("system"),
+                    "licence": v.tags.get("licence"),
+                    "uri": f"models:/{model.name}/{v.version}",
+                    "run_id": v.run_id,
+                    "crowned_at": v.tags.get("crowned_at"),
+                    "decision": decision,
+                }
+            )
+    return sorted(out, key=lambda row: (row["name"], -row["version"]))
+
+
+def show(settings: Settings, dataset: str, number: int | None = None) -> dict[str, Any]:
+    """One version (default: the champion, else the newest); an unknown one is a `UsageError`."""
+    rows = versions(settings, dataset)
+    if not rows:
+        raise UsageError(f"no model is registered for '{dataset}'", fix=f"run `stfm run {dataset}`")
+    if number is None:
+        return next((r for r in rows if CHAMPION in r["aliases"]), rows[0])
+    found = next((r for r in rows if r["version"] == number), None)
+    if found is None:
+        raise UsageError(
+            f"'{dataset}' has no version {number}", expected=", ".join(str(r["version"]) for r in rows)
+        )
+    return found
+
+
+def promote(settings: Settings, dataset: str, number: int) -> dict[str, Any]:
+    """Make a version champion by hand; the decision says so."""
+    show(settings, dataset, number)
+    decision = Decision(True, "promoted by hand")
+    apply_decision(settings, dataset, number, decision)
+    return show(settings, dataset, number)
+
+
+def rollback(settings: Settings, dataset: str) -> dict[str, Any]:
+    """Give the crown back to the version that wore it before the present champion."""
+    rows = versions(settings, dataset)
+    now = next((r for r in rows if CHAMPION in r["aliases"]), None)
+    before = sorted((r for r in rows if r["crowned_at"] and r is not now), key=lambda r: str(r["crowned_at"]))
+    if now is None or not before:
+        raise UsageError(f"'{dataset}' has no earlier champion to roll back to")
+    target = before[-1]["version"]
+    client = connect(settings)
+    client.delete_model_version_tag(dataset, str(now["version"]), "crowned_at")
+    client.set_registered_model_alias(dataset, CHAMPION, str(target))
+    return show(settings, dataset, target)
