@@ -347,6 +347,16 @@ def _checks(evaluation: Evaluation) -> list[Check]:
     ]
 
 
+def champion_plan(lake: Lake, name: str) -> Plan:
+    """What the decision about a champion would be made from."""
+    inputs = {EVALUATED: lake.require(name, EVALUATED).data_version}
+    return Plan(fingerprint({}, code_version("stfm_pipeline.registry"), inputs), inputs)
+
+
+def champion_is_stale(lake: Lake, name: str) -> bool:
+    return fresh(lake, name, CHAMPION, champion_plan(lake, name)) is None
+
+
 def crown(name: str, lake: Lake, settings: Settings) -> Outcome:
     """Register the candidate and promote or refuse it, as the evaluation decided on gate."""
     from stfm_pipeline import registry
@@ -354,11 +364,7 @@ def crown(name: str, lake: Lake, settings: Settings) -> Outcome:
 
     began = time.perf_counter()
     spec = get_dataset(name).spec
-    evaluated = lake.require(name, EVALUATED)
-    plan = Plan(
-        fingerprint({}, code_version("stfm_pipeline.registry"), {EVALUATED: evaluated.data_version}),
-        {EVALUATED: evaluated.data_version},
-    )
+    evaluated, plan = lake.require(name, EVALUATED), champion_plan(lake, name)
     found = fresh(lake, name, CHAMPION, plan)
     if found is not None:
         log.info("%s champion: unchanged, no new decision", name)

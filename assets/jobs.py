@@ -1,0 +1,47 @@
+"""The whole road as a job, weekly retraining (off until switched on), and the dataset partitions kept in step."""
+
+import dagster as dg
+
+from assets.common import DATASETS
+
+road = dg.define_asset_job(
+    "road",
+    selection=dg.AssetSelection.all(),
+    partitions_def=DATASETS,
+    description="From raw data to a champion, for one dataset. Unchanged stages are reused.",
+)
+
+
+@dg.schedule(
+    job=road,
+    cron_schedule="0 3 * * 1",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.STOPPED,
+    description="Every Monday 03:00 UTC, each dataset that has a champion is brought up to date and retrained.",
+)
+def weekly_retraining(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
+    from resources import LakeResource
+
+    lake = LakeResource().open()
+    names = context.instance.get_dynamic_partitions("dataset")
+    trained = [n for n in names if lake.stage(n, "champion") is not None]
+    return [dg.RunRequest(run_key=None, partition_key=name) for name in trained]
+
+
+@dg.sensor(
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Adds a partition for every dataset that has a spec.",
+)
+def datasets_in_step(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+    from stfm_pipeline.datasets.catalog import all_datasets
+
+    missing = sorted(set(all_datasets()) - set(context.instance.get_dynamic_partitions("dataset")))
+    if not missing:
+        return dg.SkipReason("every dataset has its partition")
+    return dg.SensorResult(dynamic_partitions_requests=[DATASETS.build_add_request(missing)])
+
+
+jobs = [road]
+schedules = [weekly_retraining]
+sensors = [datasets_in_step]

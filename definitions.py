@@ -1,0 +1,7 @@
+"""The code location: everything in assets/ with the resources it runs on."""
+
+from assets import definitions
+
+from resources import RESOURCES
+
+defs = definitions(RESOURCES)

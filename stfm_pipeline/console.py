@@ -1,0 +1,95 @@
+"""What the command line prints: tables for people, one JSON object for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+def emit(data: Any) -> None:
+    """One JSON object on standard output; not-a-number becomes null."""
+    sys.stdout.write(json.dumps(_clean(data), default=str) + "\n")
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _clean(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], numeric: Sequence[str] = ()) -> None:
+    """A table on standard output; numbers are aligned right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    view = Table(title=title, title_justify="left", header_style="bold", box=None, padding=(0, 2, 0, 0))
+    for column in columns:
+        view.add_column(column, justify="right" if column in numeric else "left", overflow="fold")
+    for row in rows:
+        view.add_row(*("" if v is None else str(v) for v in row))
+    Console(width=None if sys.stdout.isatty() else 140).print(view)
+
+
+def say(text: str) -> None:
+    from rich.console import Console
+
+    Console(soft_wrap=True, highlight=False).print(text, markup=False)
+
+
+def error(text: str) -> None:
+    from rich.console import Console
+
+    Console(stderr=True, soft_wrap=True, highlight=False).print(text, style="red", markup=False)
+
+
+def leaderboard(rows: Sequence[dict[str, Any]], facts: dict[str, Any], units: dict[str, str]) -> None:
+    """The test leaderboard with MAE and RMSE per channel, margins of the leader, and what is lost."""
+    channels = list(dict.fromkeys(r["channel"] for r in rows if r["channel"] is not None))
+    average = [r for r in rows if r["split"] == "test" and r["horizon"] == "avg"]
+    by = {(r["system"], r["scale"], r["channel"]): r for r in average}
+    order = [r["system"] for r in facts["ranking"]]
+    fallback = {(f["system"], f["channel"]): f["share"] for f in facts["fallback"]}
+    shown = channels[:4]
+    columns = ["system", "val rank", *(f"{c} {m}" for c in shown for m in ("MAE", "RMSE")), "all MSE*", "all MAE*", "fallback", "seeds"]
+    lines = []
+    for rank, system in enumerate(order, start=1):
+        cells = [by[system, "data", c] for c in shown]
+        whole = by[system, "standardised", None]
+        share = max(fallback[system, c] for c in channels)
+        mark = " <" if system == facts["candidate"]["system"] else ""
+        lines.append(
+            [f"{system}{mark}", rank, *(f"{r[m]:.4g}" for r in cells for m in ("mae", "rmse"))]
+            + [f"{whole['mse']:.4f}", f"{whole['mae']:.4f}", f"{share:.1%}", whole["seeds"]]
+        )
+    windows, cells_n = average[0]["windows"], {c: by[order[0], "data", c]["n"] for c in shown}
+    title = f"test: {windows} windows; cells " + ", ".join(f"{c} {n}" for c, n in cells_n.items())
+    table(title, columns, lines, columns[1:])
+    say("  * all channels, standardised. MAE and RMSE in " + ", ".join(f"{c}: {units[c]}" for c in shown))
+    _margins(facts, by, shown)
+
+
+def _margins(facts: dict[str, Any], by: dict[tuple[str, str, str | None], dict[str, Any]], channels: list[str]) -> None:
+    leader = facts["candidate"]["system"]
+    baselines = [r["system"] for r in facts["ranking"] if r["branch"] == "baseline"]
+    for channel in channels:
+        best = min(baselines, key=lambda b: float(by[b, "data", channel]["mae"]))
+        m = next(m for m in facts["margins"] if m["rival"] == best and m["channel"] == channel)
+        say(
+            f"  {channel}: {leader} against its best baseline {best}: MAE {m['margin']:+.1%} better, "
+            f"95 % interval {m['low']:+.1%} to {m['high']:+.1%}"
+        )
+    lost = [
+        f"{metric.upper()} of {channel} against {b}"
+        for b in baselines
+        for channel in channels
+        for metric in ("mae", "rmse")
+        if by[leader, "data", channel][metric] >= by[b, "data", channel][metric]
+    ]
+    say(f"  {leader} loses on: {', '.join(lost)}" if lost else f"  {leader} loses to no baseline on MAE or RMSE")
+    if facts["warning"]:
+        say(f"  NOT A RANKING: {facts['warning']}")

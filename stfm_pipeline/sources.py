@@ -1,0 +1,437 @@
+"""Where raw bytes come from: a file inside a published package, a URL, a local file. Nothing unverified is cached."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import stat
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from stfm_pipeline.errors import SourceError
+from stfm_pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from urllib.request import Request
+
+log = logging.getLogger("stfm")
+CHUNK = 1 << 20
+MARGIN = 100_000_000
+RETRIES = 4
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Source(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PypiSource(_Source):
+    """Files inside the archive of a published package, which is read and never built or installed.
+
+    `members` maps a name of ours to a path in the archive; `outer.zip!inner.csv` is a file in a zip in the archive.
+    `size` is the archive's length in bytes, `unpacked` the most its members may inflate to.
+    """
+
+    kind: Literal["pypi"] = "pypi"
+    package: str
+    version: str
+    archive: Literal["sdist", "wheel"]
+    sha256: Sha256
+    size: int = Field(gt=0)
+    unpacked: int = Field(gt=0)
+    members: dict[str, str] = Field(min_length=1)
+
+
+class HttpSource(_Source):
+    """One file at a URL, named after the URL's last part."""
+
+    kind: Literal["http"] = "http"
+    url: str
+    sha256: Sha256
+    size: int = Field(gt=0)
+
+    @property
+    def filename(self) -> str:
+        return PurePosixPath(self.url.split("?")[0]).name
+
+
+class LocalSource(_Source):
+    """A file at hand; a relative path is looked up in `$STFM_DATA`."""
+
+    kind: Literal["local"] = "local"
+    path: Path
+    sha256: Sha256 | None = None
+
+
+Source = Annotated[PypiSource | HttpSource | LocalSource, Field(discriminator="kind")]
+
+
+def fetch(
+    source: PypiSource | HttpSource | LocalSource, settings: Settings | None = None, progress: bool | None = None
+) -> dict[str, Path]:
+    """Verified files of a source by name, from the cache where they are there already.
+
+    Raises `SourceError` on a wrong hash, a truncated or oversized file, an unsafe archive, or no way to get it; nothing
+    of a refused file stays behind.
+    """
+    settings = settings or Settings()
+    if isinstance(source, LocalSource):
+        return {source.path.name: _local(source, settings)}
+    folder = _folder(source, settings)
+    if (files := _cached(folder)) is not None:
+        return files
+    began = time.perf_counter()
+    _check_disk(source, settings)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".fetch-", dir=folder.parent))
+    try:
+        archive = _obtain(source, settings, scratch, sys.stderr.isatty() if progress is None else progress)
+        ready = scratch / "ready"
+        ready.mkdir()
+        if isinstance(source, PypiSource):
+            _extract(source, archive, ready)
+        else:
+            shutil.copyfile(archive, ready / source.filename)
+        listing = {p.name: {"size": p.stat().st_size, "sha256": file_hash(p)} for p in sorted(ready.iterdir())}
+        (ready / "MANIFEST.json").write_text(json.dumps(listing, indent=1))
+        _put_in_place(ready, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    log.info("fetched %s, %.1f MB, %.1f s", _label(source), source.size / 1e6, time.perf_counter() - began)
+    found = _cached(folder)
+    assert found is not None
+    return found
+
+
+def is_cached(source: PypiSource | HttpSource | LocalSource, settings: Settings) -> bool:
+    """Whether `fetch` would need nothing from outside."""
+    return isinstance(source, LocalSource) or _cached(_folder(source, settings)) is not None
+
+
+def estimate(source: PypiSource | HttpSource | LocalSource) -> int:
+    """Bytes of disk that fetching takes at most."""
+    if isinstance(source, LocalSource):
+        return 0
+    return source.size + (source.unpacked if isinstance(source, PypiSource) else source.size)
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file in hexadecimal."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _label(source: PypiSource | HttpSource) -> str:
+    return f"{source.package} {source.version}" if isinstance(source, PypiSource) else source.filename
+
+
+def _folder(source: PypiSource | HttpSource, settings: Settings) -> Path:
+    members = json.dumps(sorted(source.members.items())) if isinstance(source, PypiSource) else source.filename
+    key = hashlib.sha256(members.encode()).hexdigest()[:8]
+    return settings.cache / "sources" / f"{source.sha256[:16]}-{key}"
+
+
+def _cached(folder: Path) -> dict[str, Path] | None:
+    manifest = folder / "MANIFEST.json"
+    if not manifest.is_file():
+        return None
+    listing = json.loads(manifest.read_text())
+    files = {name: folder / name for name in listing}
+    intact = all(p.is_file() and p.stat().st_size == listing[name]["size"] for name, p in files.items())
+    return files if intact else None
+
+
+def _put_in_place(ready: Path, folder: Path) -> None:
+    try:
+        os.replace(ready, folder)
+    except OSError:
+        if _cached(folder) is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(ready, folder)
+
+
+def _check_disk(source: PypiSource | HttpSource, settings: Settings) -> None:
+    root = next(p for p in (settings.cache, *settings.cache.parents) if p.exists())
+    need, free = estimate(source) + MARGIN, shutil.disk_usage(root).free
+    if free < need:
+        raise SourceError(
+            f"not enough disk for {_label(source)}",
+            expected=f"{need / 1e6:.0f} MB free",
+            found=f"{free / 1e6:.0f} MB free",
+            fix="make room, or point STFM_HOME at a larger disk",
+        )
+
+
+def _local(source: LocalSource, settings: Settings) -> Path:
+    path = source.path.expanduser()
+    if not path.is_absolute() and settings.data is not None:
+        path = settings.data / path
+    if not path.is_file():
+        raise SourceError(f"no file at {path}", fix="check the path, or set STFM_DATA to the folder that holds it")
+    if source.sha256 and (found := file_hash(path)) != source.sha256:
+        raise SourceError(f"{path.name} is not the file it should be", expected=source.sha256, found=found)
+    return path
+
+
+def _obtain(source: PypiSource | HttpSource, settings: Settings, scratch: Path, progress: bool) -> Path:
+    if (at_hand := _at_hand(source, settings)) is not None:
+        return at_hand
+    if settings.offline:
+        raise SourceError(
+            f"{_label(source)} is not at hand and STFM_OFFLINE is set",
+            fix="fetch it once with a network, or put the file into the folder that STFM_DATA names",
+        )
+    url = source.url if isinstance(source, HttpSource) else _find(source)
+    part = settings.cache / "sources" / f"{source.sha256[:16]}.part"
+    _download(url, part, source, progress)
+    whole = scratch / "archive"
+    os.replace(part, whole)
+    return whole
+
+
+def _at_hand(source: PypiSource | HttpSource, settings: Settings) -> Path | None:
+    if settings.data is None or not settings.data.is_dir():
+        return None
+    found = [p for p in settings.data.rglob("*") if _is_archive_of(source, p.name)]
+    for path in found:
+        if path.stat().st_size == source.size and file_hash(path) == source.sha256:
+            return path
+    if found:
+        raise SourceError(
+            f"STFM_DATA holds a {found[0].name} that is not the one this dataset is made from",
+            expected=source.sha256,
+            found=file_hash(found[0]),
+            fix="replace it by the right file, or unset STFM_DATA to download it",
+        )
+    return None
+
+
+def _is_archive_of(source: PypiSource | HttpSource, filename: str) -> bool:
+    if isinstance(source, HttpSource):
+        return filename == source.filename
+    stems = {f"{name}-{source.version}" for name in (source.package, source.package.replace("-", "_"))}
+    endings = (".tar.gz", ".zip") if source.archive == "sdist" else (".whl",)
+    return any(filename.startswith(s) and filename.endswith(endings) for s in stems)
+
+
+def index_settings() -> dict[str, list[str]]:
+    """The user's own package index settings, as pip and uv know them: index_urls, find_links, trusted_hosts."""
+    import subprocess
+
+    known: dict[str, str] = {}
+    try:
+        listed = subprocess.run(
+            [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, timeout=30, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        listed = ""
+    for line in listed.splitlines():
+        key, _, value = line.partition("=")
+        known[key.split(".")[-1].strip().lower()] = value.strip().strip("'\"")
+    for key in ("index-url", "extra-index-url", "find-links", "trusted-host"):
+        name = key.upper().replace("-", "_")
+        for variable in (f"UV_{name}", f"PIP_{name}"):
+            if os.environ.get(variable):
+                known[key] = os.environ[variable]
+    if os.environ.get("UV_DEFAULT_INDEX") and "index-url" not in known:
+        known["index-url"] = os.environ["UV_DEFAULT_INDEX"]
+    many = {k: v.replace("\\n", " ").split() for k, v in known.items()}
+    return {
+        "index_urls": [*many.get("index-url", ["https://pypi.org/simple"]), *many.get("extra-index-url", [])],
+        "find_links": many.get("find-links", []),
+        "trusted_hosts": many.get("trusted-host", []),
+    }
+
+
+def _find(source: PypiSource) -> str:
+    from unearth import PackageFinder
+
+    logging.getLogger("unearth").setLevel(logging.ERROR)
+    try:
+        finder = PackageFinder(**index_settings())
+        finder.ignore_compatibility = True
+        candidates = list(finder.find_matches(f"{source.package}=={source.version}", allow_yanked=True))
+    except Exception as error:
+        # unearth lets the errors of whichever HTTP library it uses through.
+        raise SourceError(
+            f"the package index did not answer for {source.package}",
+            found=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            fix="check the network and pip's index settings (`pip config list`)",
+        ) from error
+    wanted = [c.link for c in candidates if c.link.is_wheel == (source.archive == "wheel")]
+    named = [link for link in wanted if (link.hashes or {}).get("sha256", [source.sha256]) == [source.sha256]]
+    if not (named or wanted):
+        raise SourceError(
+            f"the package index has no {source.archive} of {source.package} {source.version}",
+            found=", ".join(c.link.filename for c in candidates[:5]) or "nothing",
+            fix="check pip's index settings (`pip config list`)",
+        )
+    return str((named or wanted)[0].url_without_fragment)
+
+
+def _download(url: str, part: Path, source: PypiSource | HttpSource, progress: bool) -> None:
+    """Stream to `part`, resuming what an earlier broken connection left; verified before it returns."""
+    part.parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(RETRIES + 1):
+        try:
+            _stream(url, part, source, progress)
+            break
+        except SourceError:
+            part.unlink(missing_ok=True)
+            raise
+        except OSError as error:
+            code = getattr(error, "code", None)
+            if attempt == RETRIES or (code is not None and code < 500 and code != 429):
+                raise SourceError(
+                    f"could not download {_label(source)}",
+                    found=f"{type(error).__name__}: {error}",
+                    fix="check the network; what came so far is kept and the next try goes on from there",
+                ) from error
+            time.sleep(min(0.2 * 2**attempt, 5))
+    if part.stat().st_size < source.size:
+        size = part.stat().st_size
+        part.unlink()
+        raise SourceError(f"{_label(source)} is truncated", expected=f"{source.size} bytes", found=f"{size} bytes")
+    if (found := file_hash(part)) != source.sha256:
+        part.unlink()
+        raise SourceError(
+            f"{_label(source)} has the wrong sha256",
+            expected=source.sha256,
+            found=found,
+            fix="the file was changed where it is published, or on its way; it was not kept",
+        )
+
+
+def _stream(url: str, part: Path, source: PypiSource | HttpSource, progress: bool) -> None:
+    from urllib.request import Request, urlopen
+
+    have = part.stat().st_size if part.exists() else 0
+    if have >= source.size:
+        return
+    request = Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    with _open(request, urlopen) as response:
+        resumed = getattr(response, "status", None) == 206
+        done = have if resumed else 0
+        with part.open("ab" if resumed else "wb") as out, _bar(_label(source), source.size, progress) as step:
+            step(done)
+            while chunk := response.read(CHUNK):
+                done += len(chunk)
+                if done > source.size:
+                    raise SourceError(
+                        f"{_label(source)} is longer than declared", expected=f"{source.size} bytes", found=f"over {done}"
+                    )
+                out.write(chunk)
+                step(done)
+        length = response.headers.get("Content-Length")
+        if length is not None and done < (have if resumed else 0) + int(length):
+            raise ConnectionError(f"connection closed after {done} bytes")
+
+
+def _open(request: Request, urlopen: Callable[..., Any]) -> Any:
+    if request.type not in ("http", "https", "file"):
+        raise SourceError(f"not a URL this reads: {request.full_url}", expected="http, https or file")
+    return urlopen(request, timeout=60)
+
+
+@contextmanager
+def _bar(label: str, total: int, show: bool) -> Iterator[Callable[[int], None]]:
+    if not show:
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def _refuse_unsafe(name: str, names: Iterator[tuple[str, bool]]) -> None:
+    for path, special in names:
+        pure = PurePosixPath(path.replace("\\", "/"))
+        if pure.is_absolute() or ".." in pure.parts or special or ":" in (pure.parts[0] if pure.parts else ""):
+            raise SourceError(
+                f"{name} holds a path that escapes from the archive, a link or a device",
+                offenders=[path],
+                fix="do not use this archive",
+            )
+
+
+def _extract(source: PypiSource, archive: Path, target: Path) -> None:
+    budget = [source.unpacked]
+    with _archive(archive, _label(source)) as (names, read):
+        for name, wanted in source.members.items():
+            outer, _, inner = wanted.partition("!")
+            if outer not in names:
+                near = get_close_matches(outer, names, n=3, cutoff=0.3)
+                raise SourceError(
+                    f"{_label(source)} has no member '{outer}'", found=f"nearest: {', '.join(near) or 'none'}"
+                )
+            if not inner:
+                with read(outer) as stream:
+                    _copy(stream, target / name, budget, source)
+                continue
+            nested = target / f".{name}.nested"
+            with read(outer) as stream:
+                _copy(stream, nested, budget, source)
+            with _archive(nested, outer) as (inside, read_inner):
+                if inner not in inside:
+                    raise SourceError(f"'{outer}' has no member '{inner}'", found=", ".join(sorted(inside)[:5]))
+                with read_inner(inner) as stream:
+                    _copy(stream, target / name, budget, source)
+            nested.unlink()
+
+
+@contextmanager
+def _archive(path: Path, label: str) -> Iterator[tuple[set[str], Callable[[str], IO[bytes]]]]:
+    """Regular members of a zip or tar and a way to read one; an archive with any unsafe path is refused whole."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as pack:
+                infos = pack.infolist()
+                _refuse_unsafe(label, ((i.filename, stat.S_ISLNK(i.external_attr >> 16)) for i in infos))
+                yield {i.filename for i in infos if not i.is_dir()}, pack.open
+        elif tarfile.is_tarfile(path):
+            with tarfile.open(path) as tar:
+                members = tar.getmembers()
+                _refuse_unsafe(label, ((m.name, not (m.isfile() or m.isdir())) for m in members))
+                by_name = {m.name: m for m in members if m.isfile()}
+
+                def read(name: str) -> IO[bytes]:
+                    stream = tar.extractfile(by_name[name])
+                    assert stream is not None
+                    return stream
+
+                yield set(by_name), read
+        else:
+            raise SourceError(f"{label} is not an archive", expected="a zip or a tar", fix="do not use this archive")
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+        raise SourceError(f"{label} is a damaged archive", found=str(error)) from error
+
+
+def _copy(stream: IO[bytes], path: Path, budget: list[int], source: PypiSource) -> None:
+    with path.open("wb") as out:
+        while chunk := stream.read(CHUNK):
+            budget[0] -= len(chunk)
+            if budget[0] < 0:
+                raise SourceError(
+                    f"{_label(source)} inflates past its declared size",
+                    expected=f"at most {source.unpacked} bytes",
+                    found="more",
+                    fix="do not use this archive",
+                )
+            out.write(chunk)
