@@ -43,8 +43,11 @@ def events(
             check_name=name,
             passed=outcome.reused or name not in found or found[name].passed,
             description=(
-                "kept when this version was published" if outcome.reused
-                else found[name].description if name in found else "does not apply to this dataset"
+                "kept when this version was published"
+                if outcome.reused
+                else found[name].description
+                if name in found
+                else "does not apply to this dataset"
             ),
             metadata={k: str(v) for k, v in (found[name].details if name in found else {}).items()},
         )
@@ -54,7 +57,8 @@ def events(
         yield from results
         failed = [c for c in outcome.checks if not c.passed]
         raise dg.Failure(
-            description=f"{key} was not published: " + "; ".join(f"{c.name} ({c.description}) {c.details}" for c in failed)
+            description=f"{key} was not published: "
+            + "; ".join(f"{c.name} ({c.description}) {c.details}" for c in failed)
         )
     stage = outcome.stage
     shared = {

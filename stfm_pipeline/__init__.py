@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stfm_pipeline.registry import Forecaster
+    from stfm_pipeline.forecaster import Forecaster
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_model"]
@@ -16,5 +16,3 @@ def load_model(uri: str) -> Forecaster:
     from stfm_pipeline.registry import load_model as load
 
     return load(uri)
-
-

@@ -60,7 +60,9 @@ def _fail(error: Exception, code: int) -> None:
         raise error
     from stfm_pipeline.console import error as show
 
-    text = str(error) if isinstance(error, StfmError) else f"{type(error).__name__}: {error}\n  fix: --debug shows where"
+    text = (
+        str(error) if isinstance(error, StfmError) else f"{type(error).__name__}: {error}\n  fix: --debug shows where"
+    )
     show(text)
     raise typer.Exit(code) from None
 
@@ -122,7 +124,9 @@ def run(
             materialize(name, todo, {"budget": budget, "device": device}, settings)
         else:
             logging.getLogger("stfm").info("%s: nothing changed, nothing to do", name)
-        results.append(_result(name, lake, settings) if until in ("evaluated", "champion") else {"dataset": name, "ran": todo})
+        results.append(
+            _result(name, lake, settings) if until in ("evaluated", "champion") else {"dataset": name, "ran": todo}
+        )
         results[-1]["ran"] = todo
     if as_json:
         emit(_merged(results))
@@ -213,8 +217,10 @@ def _print_result(result: dict[str, Any], lake: Lake) -> None:
     say(f"\n{spec.title} ({spec.licence})")
     leaderboard(result["leaderboard"], result["facts"], {c.name: c.unit for c in spec.channels})
     if decision := result["decision"]:
-        verdict = "promoted to champion" if decision["promoted"] else "refused, stays challenger"
-        say(f"  {decision['name']} version {decision['version']} ({decision['system']}): {verdict}: {decision['reason']}")
+        verdict = "promoted" if decision["promoted"] else "refused, stays challenger"
+        say(
+            f"  {decision['name']} version {decision['version']} ({decision['system']}): {verdict}: {decision['reason']}"
+        )
     if champion := result["champion"]:
         say(f"  model   {champion['uri']} (version {champion['version']}, {champion['system']}, data {spec.licence})")
     say(f"  report  {result['report']}")
@@ -266,9 +272,13 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
 def predict(
     model: Annotated[str, typer.Argument(help="A dataset's name (its champion) or a models:/ URI.")] = DEFAULT_DATASET,
     source: Annotated[Path | None, typer.Option("--input", "-i", help="Long frame: csv, json or parquet.")] = None,
-    target: Annotated[Path | None, typer.Option("--output", "-o", help="csv, json or parquet; default: csv on standard output.")] = None,
+    target: Annotated[
+        Path | None, typer.Option("--output", "-o", help="csv, json or parquet; default: csv on standard output.")
+    ] = None,
     zone: Annotated[str | None, typer.Option(help="Zone of naive times, e.g. UTC.")] = None,
-    example: Annotated[Path | None, typer.Option(help="Write a frame of recent observations to try with, and stop.")] = None,
+    example: Annotated[
+        Path | None, typer.Option(help="Write a frame of recent observations to try with, and stop.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Forecast from a long frame `unique_id, ds, <channels>`; intervals come along."""
@@ -292,7 +302,12 @@ def predict(
     if as_json:
         import polars as pl
 
-        emit({"model": uri, "forecast": forecast.with_columns(pl.col(pl.Datetime).dt.strftime("%Y-%m-%dT%H:%M:%SZ")).to_dicts()})
+        emit(
+            {
+                "model": uri,
+                "forecast": forecast.with_columns(pl.col(pl.Datetime).dt.strftime("%Y-%m-%dT%H:%M:%SZ")).to_dicts(),
+            }
+        )
     elif target is None:
         sys.stdout.write(_as_text(forecast).write_csv())
     else:
@@ -308,12 +323,16 @@ def _as_text(frame: Any) -> Any:
 def _read_frame(path: Path) -> Any:
     import polars as pl
 
-    readers = {".csv": pl.read_csv, ".json": pl.read_json, ".parquet": pl.read_parquet}
+    readers: dict[str, Callable[[Path], Any]] = {
+        ".csv": lambda p: pl.read_csv(p, infer_schema_length=None),
+        ".json": lambda p: pl.read_json(p),
+        ".parquet": pl.read_parquet,
+    }
     if path.suffix not in readers:
         raise UsageError(f"cannot read '{path.name}'", expected=", ".join(readers))
     if not path.is_file():
         raise UsageError(f"no file at {path}")
-    return pl.read_csv(path, infer_schema_length=None) if path.suffix == ".csv" else readers[path.suffix](path)
+    return readers[path.suffix](path)
 
 
 def _write_frame(frame: Any, path: Path) -> None:
@@ -378,9 +397,16 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         emit({"findings": findings, "healthy": all(f["ok"] for f in findings)})
     else:
-        rows = [["ok" if f["ok"] else "MISSING" if f["needed"] else "-", f["name"], f["found"], f["fix"] or ""] for f in findings]
+        rows = [
+            ["ok" if f["ok"] else "MISSING" if f["needed"] else "-", f["name"], f["found"], f["fix"] or ""]
+            for f in findings
+        ]
         table("stfm doctor", ["", "what", "found", "fix"], rows)
-        say("healthy" if all(f["ok"] or not f["needed"] for f in findings) else "something is missing; see the fixes above")
+        say(
+            "healthy"
+            if all(f["ok"] or not f["needed"] for f in findings)
+            else "something is missing; see the fixes above"
+        )
     if not all(f["ok"] or not f["needed"] for f in findings):
         raise typer.Exit(1)
 
@@ -428,7 +454,9 @@ def datasets_list(as_json: Json = False) -> None:
     if as_json:
         emit(rows)
     else:
-        shown = [[r["name"], r["kind"], r["title"], r["licence"], ", ".join(r["stages"]) or "not fetched"] for r in rows]
+        shown = [
+            [r["name"], r["kind"], r["title"], r["licence"], ", ".join(r["stages"]) or "not fetched"] for r in rows
+        ]
         table("datasets", ["name", "kind", "title", "licence", "stages"], shown)
 
 
@@ -468,18 +496,26 @@ def datasets_fetch(names: list[str], as_json: Json = False) -> None:
     from stfm_pipeline.sources import estimate, fetch
 
     settings, _ = _open()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in names:
         spec = get_dataset(name).spec
         files: dict[str, str] = {}
         for source in spec.sources:
             files |= {k: str(v) for k, v in fetch(source, settings).items()}
-        rows.append({"name": name, "kind": spec.kind, "licence": spec.licence, "files": files, "disk_bytes": sum(map(estimate, spec.sources))})
+        rows.append(
+            {
+                "name": name,
+                "kind": spec.kind,
+                "licence": spec.licence,
+                "files": files,
+                "disk_bytes": sum(map(estimate, spec.sources)),
+            }
+        )
     if as_json:
         emit(rows)
     else:
         for row in rows:
-            say(f"{row['name']} ({row['licence']}): " + ", ".join(sorted(row["files"])))
+            say(f"{row['name']} ({row['licence']}): " + ", ".join(row["files"]))
 
 
 @command(datasets_app, "check")
@@ -517,7 +553,15 @@ def systems_list(
     if as_json:
         emit(rows)
     else:
-        columns = ["name", "branch", "objective", "backbone", "dependencies", "summary", *(["unfit"] if dataset else [])]
+        columns = [
+            "name",
+            "branch",
+            "objective",
+            "backbone",
+            "dependencies",
+            "summary",
+            *(["unfit"] if dataset else []),
+        ]
         table("systems", columns, [[r[c] for c in columns] for r in rows])
 
 
@@ -534,7 +578,14 @@ def systems_show(name: str, as_json: Json = False) -> None:
     if as_json:
         emit(facts)
     else:
-        table(system.title, ["", ""], [[k, v if isinstance(v, str) else ", ".join(map(str, v)) if isinstance(v, list) else v] for k, v in facts.items()])
+        table(
+            system.title,
+            ["", ""],
+            [
+                [k, v if isinstance(v, str) else ", ".join(map(str, v)) if isinstance(v, list) else v]
+                for k, v in facts.items()
+            ],
+        )
 
 
 @command(models_app, "list")
@@ -549,7 +600,14 @@ def models_list(dataset: Annotated[str | None, typer.Argument()] = None, as_json
         emit(rows)
     else:
         shown = [
-            [r["name"], r["version"], ", ".join(r["aliases"]), r["system"], r["licence"], (r["decision"] or {}).get("reason")]
+            [
+                r["name"],
+                r["version"],
+                ", ".join(r["aliases"]),
+                r["system"],
+                r["licence"],
+                (r["decision"] or {}).get("reason"),
+            ]
             for r in rows
         ]
         table("models", ["name", "version", "alias", "system", "data licence", "decision"], shown)
@@ -557,7 +615,9 @@ def models_list(dataset: Annotated[str | None, typer.Argument()] = None, as_json
 
 @command(models_app, "show")
 def models_show(
-    name: Annotated[str, typer.Argument()] = DEFAULT_DATASET, version: Annotated[int | None, typer.Option()] = None, as_json: Json = False
+    name: Annotated[str, typer.Argument()] = DEFAULT_DATASET,
+    version: Annotated[int | None, typer.Option()] = None,
+    as_json: Json = False,
 ) -> None:
     """One version (default: the champion) and the decision with its numbers."""
     from stfm_pipeline.registry import show
@@ -573,16 +633,29 @@ def _print_version(row: dict[str, Any], as_json: bool) -> None:
         emit(row)
         return
     decision = row.pop("decision") or {}
-    table(f"{row['name']} version {row['version']}", ["", ""], [[k, ", ".join(v) if isinstance(v, list) else v] for k, v in row.items()])
+    table(
+        f"{row['name']} version {row['version']}",
+        ["", ""],
+        [[k, ", ".join(v) if isinstance(v, list) else v] for k, v in row.items()],
+    )
     if decision:
         say(f"{'promoted' if decision['promote'] else 'refused'} at {decision['decided_at']}: {decision['reason']}")
-        margins = [[m["rival"], f"{m['margin']:+.1%}", f"{m['low']:+.1%}", f"{m['high']:+.1%}"] for m in decision["margins"]]
-        table("margins on gate (relative MAE, mean over channels)", ["rival", "margin", "low", "high"], margins, ["margin", "low", "high"])
+        margins = [
+            [m["rival"], f"{m['margin']:+.1%}", f"{m['low']:+.1%}", f"{m['high']:+.1%}"] for m in decision["margins"]
+        ]
+        table(
+            "margins on gate (relative MAE, mean over channels)",
+            ["rival", "margin", "low", "high"],
+            margins,
+            ["margin", "low", "high"],
+        )
 
 
 @command(models_app, "lineage")
 def models_lineage(
-    name: Annotated[str, typer.Argument()] = DEFAULT_DATASET, version: Annotated[int | None, typer.Option()] = None, as_json: Json = False
+    name: Annotated[str, typer.Argument()] = DEFAULT_DATASET,
+    version: Annotated[int | None, typer.Option()] = None,
+    as_json: Json = False,
 ) -> None:
     """Which raw bytes, tables and code made a version."""
     import json

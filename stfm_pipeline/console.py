@@ -55,7 +55,15 @@ def leaderboard(rows: Sequence[dict[str, Any]], facts: dict[str, Any], units: di
     order = [r["system"] for r in facts["ranking"]]
     fallback = {(f["system"], f["channel"]): f["share"] for f in facts["fallback"]}
     shown = channels[:4]
-    columns = ["system", "val rank", *(f"{c} {m}" for c in shown for m in ("MAE", "RMSE")), "all MSE*", "all MAE*", "fallback", "seeds"]
+    columns = [
+        "system",
+        "val rank",
+        *(f"{c} {m}" for c in shown for m in ("MAE", "RMSE")),
+        "all MSE*",
+        "all MAE*",
+        "fallback",
+        "seeds",
+    ]
     lines = []
     for rank, system in enumerate(order, start=1):
         cells = [by[system, "data", c] for c in shown]
@@ -63,8 +71,12 @@ def leaderboard(rows: Sequence[dict[str, Any]], facts: dict[str, Any], units: di
         share = max(fallback[system, c] for c in channels)
         mark = " <" if system == facts["candidate"]["system"] else ""
         lines.append(
-            [f"{system}{mark}", rank, *(f"{r[m]:.4g}" for r in cells for m in ("mae", "rmse"))]
-            + [f"{whole['mse']:.4f}", f"{whole['mae']:.4f}", f"{share:.1%}", whole["seeds"]]
+            [
+                f"{system}{mark}",
+                rank,
+                *(f"{r[m]:.4g}" for r in cells for m in ("mae", "rmse")),
+                *(f"{whole['mse']:.4f}", f"{whole['mae']:.4f}", f"{share:.1%}", whole["seeds"]),
+            ]
         )
     windows, cells_n = average[0]["windows"], {c: by[order[0], "data", c]["n"] for c in shown}
     title = f"test: {windows} windows; cells " + ", ".join(f"{c} {n}" for c, n in cells_n.items())

@@ -36,7 +36,13 @@ def examine(settings: Settings) -> list[dict[str, Any]]:
     )
     root = project_root()
     out.append(
-        _finding("checkout", root is not None, str(root or "none here or above"), "cd into the clone to use run and ui", False)
+        _finding(
+            "checkout",
+            root is not None,
+            str(root or "none here or above"),
+            "cd into the clone to use run and ui",
+            False,
+        )
     )
     anchor = next(p for p in (settings.root, *settings.root.parents) if p.exists())
     free = shutil.disk_usage(anchor).free / 1e9
@@ -44,7 +50,12 @@ def examine(settings: Settings) -> list[dict[str, Any]]:
         _finding("STFM_HOME", True, str(settings.root)),
         _finding("lake", True, settings.lake_uri),
         _finding("tracking", True, settings.tracking_uri),
-        _finding("STFM_DATA", settings.data is None or settings.data.is_dir(), str(settings.data or "not set"), "point it at a folder"),
+        _finding(
+            "STFM_DATA",
+            settings.data is None or settings.data.is_dir(),
+            str(settings.data or "not set"),
+            "point it at a folder",
+        ),
         _finding("disk", free > 2, f"{free:.0f} GB free", "make room: a run of the default dataset takes about 1 GB"),
     ]
     return out

@@ -99,9 +99,7 @@ def train_system(
         return Outcome(found, reused=True)
     panel = load_panel(lake, name, settings.cache)
     seeds = range(BUDGETS[budget].seeds if system.training else 1)
-    fitted = [
-        _train_seed(panel, system, seed, lake, settings, plan, budget, device, progress) for seed in seeds
-    ]
+    fitted = [_train_seed(panel, system, seed, lake, settings, plan, budget, device, progress) for seed in seeds]
     losses = [f["val_loss"] for f in fitted]
     chosen = min(seeds, key=lambda s: losses[s]) if system.training else 0
     curves = [row for f in fitted for row in f.pop("curve")]
@@ -217,7 +215,9 @@ def lineage(panel: Panel, lake: Lake, system: System, seed: int, plan: Plan, bud
             s: {"stage_version": v.version, "data_version": v.data_version, "delta_versions": v.tables}
             for s, v in stages.items()
         },
-        "split": {r["part"]: [str(r["start"]), str(r["end"])] for r in lake.read(stages["harmonized"], "split").to_dicts()},
+        "split": {
+            r["part"]: [str(r["start"]), str(r["end"])] for r in lake.read(stages["harmonized"], "split").to_dicts()
+        },
         "scaler": {"per": get_dataset(name).spec.harmonize.scale_per, "fitted_on": "train"},
         "system": system.name,
         "seed": seed,
@@ -285,7 +285,9 @@ def evaluate_dataset(name: str, lake: Lake, settings: Settings) -> Outcome:
     evaluation = evaluate(spec, panel, entries, rival, label, notes=_notes(name, lake, crowned, rival, runs))
     leader = next(e for e in entries if e.system.name == evaluation.candidate)
     run_id = leader.runs[leader.chosen]
-    uri = next(s for s in lake.require(name, stage_of(leader.system.name)).facts["seeds"] if s["run_id"] == run_id)["uri"]
+    uri = next(s for s in lake.require(name, stage_of(leader.system.name)).facts["seeds"] if s["run_id"] == run_id)[
+        "uri"
+    ]
     harmonized = lake.require(name, "harmonized")
     html = report.render(
         evaluation, lake.read(harmonized, "entities"), lake.read(harmonized, "edges"), harmonized.facts
@@ -315,9 +317,7 @@ def evaluate_dataset(name: str, lake: Lake, settings: Settings) -> Outcome:
         "report": str(path),
         "run_id": eval_run,
     }
-    rows = pl.DataFrame(
-        [{**asdict(r), "horizon": str(r.horizon)} for r in evaluation.rows], infer_schema_length=None
-    )
+    rows = pl.DataFrame([{**asdict(r), "horizon": str(r.horizon)} for r in evaluation.rows], infer_schema_length=None)
     published = lake.publish(
         name, EVALUATED, {"leaderboard": rows}, fingerprint=plan.mark, facts=facts, inputs=plan.inputs
     )
@@ -331,7 +331,9 @@ def _notes(name: str, lake: Lake, crowned: Any, rival: Any, runs: Sequence[str] 
     if unseen := lake.require(name, "embedded").facts["unseen_categories"]:
         notes.append(f"calendar categories that training never saw contribute nothing: {', '.join(unseen)}")
     if crowned is not None and rival is None and crowned.run_id not in runs:
-        notes.append(f"version {crowned.version} answers another problem (entities, channels or lengths) and was not met")
+        notes.append(
+            f"version {crowned.version} answers another problem (entities, channels or lengths) and was not met"
+        )
     return notes
 
 

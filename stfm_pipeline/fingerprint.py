@@ -17,7 +17,8 @@ def code_version(*modules: str) -> str:
     digest = hashlib.sha256()
     for name in sorted(modules):
         spec = find_spec(name)
-        assert spec is not None and spec.origin is not None, name
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(name)
         origin = Path(spec.origin)
         files = sorted(origin.parent.rglob("*.py")) if spec.submodule_search_locations else [origin]
         for file in files:

@@ -36,7 +36,9 @@ def require_root() -> Path:
     from importlib.util import find_spec
 
     if find_spec("dagster") is None:
-        raise StfmError("Dagster is not installed", fix="pip install 'stfm-pipeline[pipeline]' (or `make` in the checkout)")
+        raise StfmError(
+            "Dagster is not installed", fix="pip install 'stfm-pipeline[pipeline]' (or `make` in the checkout)"
+        )
     return root
 
 
@@ -63,7 +65,9 @@ def materialize(dataset: str, assets: Sequence[str], compute: dict[str, str], se
     command = [sys.executable, "-m", "assets", dataset, ",".join(assets), json.dumps(compute)]
     done = subprocess.run(command, cwd=root, env=environment(settings, root), stdout=sys.stderr, check=False)
     if done.returncode < 0:
-        raise StfmError(f"the run of '{dataset}' was killed by signal {-done.returncode}", fix="run it again: it resumes")
+        raise StfmError(
+            f"the run of '{dataset}' was killed by signal {-done.returncode}", fix="run it again: it resumes"
+        )
     if done.returncode:
         raise StfmError(f"the run of '{dataset}' failed", fix="`stfm ui` shows the run with its log")
 
@@ -81,7 +85,11 @@ def port_is_taken(port: int) -> bool:
 def serve_ui(settings: Settings, dagster_port: int, mlflow_port: int, say: IO[str]) -> None:
     """Run Dagster and MLflow side by side until interrupted; both and all their children are stopped together."""
     root = require_root()
-    taken = [f"{name} on {port}" for name, port in (("Dagster", dagster_port), ("MLflow", mlflow_port)) if port_is_taken(port)]
+    taken = [
+        f"{name} on {port}"
+        for name, port in (("Dagster", dagster_port), ("MLflow", mlflow_port))
+        if port_is_taken(port)
+    ]
     if taken:
         raise StfmError(
             f"the port is taken: {', '.join(taken)}", fix="stop what listens there, or use --port and --mlflow-port"
@@ -89,7 +97,18 @@ def serve_ui(settings: Settings, dagster_port: int, mlflow_port: int, say: IO[st
     env = environment(settings, root)
     logs = settings.root / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    dagster = [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(dagster_port)]
+    dagster = [
+        sys.executable,
+        "-m",
+        "dagster",
+        "dev",
+        "-w",
+        "workspace.yaml",
+        "-h",
+        "127.0.0.1",
+        "-p",
+        str(dagster_port),
+    ]
     mlflow = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", settings.tracking_uri]
     mlflow += ["--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1"]
     children: list[tuple[str, subprocess.Popen[bytes]]] = []

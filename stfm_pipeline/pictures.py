@@ -73,7 +73,9 @@ def _harmonized(tables: dict[str, pl.DataFrame], spec: DatasetSpec) -> bytes:
     figure, (left, right) = _figure(2)
     seen = observed[..., 0].sum(axis=1)
     mean = np.where(seen > 0, values[..., 0].sum(axis=1) / np.maximum(seen, 1), np.nan)
-    smooth = np.array([np.nanmean(b) if np.isfinite(b).any() else np.nan for b in np.array_split(mean, len(mean) // step)])
+    smooth = np.array(
+        [np.nanmean(b) if np.isfinite(b).any() else np.nan for b in np.array_split(mean, len(mean) // step)]
+    )
     left.plot(np.array([b[0] for b in np.array_split(times, len(mean) // step)]), smooth, color=BLUE, linewidth=0.8)
     for i, row in enumerate(tables["split"].to_dicts()):
         if row["start"] < row["end"]:

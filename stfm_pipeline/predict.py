@@ -24,7 +24,7 @@ def predict(
 ) -> Any:
     """Forecast the `horizon` steps after the last observation of a polars or pandas frame; the same kind comes back.
 
-    In: `id_col`, `time_col` and the model's channels, at least `look_back` steps of them; side columns are optional.
+    In: `id_col`, `time_col` and the model's channels, at least `look_back` steps of them; side columns optional.
     Rows after the last observation carry what is known ahead (a timetable) with empty channels. Out: the same ids and
     times, one column per channel and one per interval bound (`<channel>_q0.1`), in data units. The input is not changed.
 
@@ -74,9 +74,7 @@ def _to_polars(frame: Any) -> pl.DataFrame:
     try:
         converted = pl.from_pandas(frame)
     except (TypeError, ValueError, AttributeError) as error:
-        raise FrameError(
-            "not a frame", expected="a polars or pandas DataFrame", found=type(frame).__name__
-        ) from error
+        raise FrameError("not a frame", expected="a polars or pandas DataFrame", found=type(frame).__name__) from error
     assert isinstance(converted, pl.DataFrame)
     return converted
 
@@ -94,7 +92,9 @@ def _check_columns(rows: pl.DataFrame, problem: Problem, id_col: str, time_col: 
             expected=f"{', '.join(wanted)}; optional: {', '.join((*problem.past, *problem.ahead)) or 'none'}",
             found=", ".join(rows.columns),
             offenders=missing or strangers,
-            fix=f"did you mean {'; '.join(hints)}?" if hints else "rename or drop them (`id_col=`, `time_col=` set names)",
+            fix=f"did you mean {'; '.join(hints)}?"
+            if hints
+            else "rename or drop them (`id_col=`, `time_col=` set names)",
         )
 
 
@@ -117,7 +117,9 @@ def _utc(rows: pl.DataFrame, column: str, zone: str | None) -> pl.Expr:
             parsed = rows[column].str.to_datetime(time_unit="us")
         except pl.exceptions.PolarsError as error:
             raise FrameError(
-                f"'{column}' holds text that is not a time", expected="ISO 8601, e.g. 2013-12-01T05:00:00Z", found=str(error)
+                f"'{column}' holds text that is not a time",
+                expected="ISO 8601, e.g. 2013-12-01T05:00:00Z",
+                found=str(error),
             ) from error
         return to_utc(pl.lit(parsed), _zone(column, zone))
     if not isinstance(kind, pl.Datetime):
@@ -141,7 +143,9 @@ def _zone(column: str, zone: str | None) -> str:
 def _check_rows(rows: pl.DataFrame, problem: Problem) -> list[str]:
     asked: list[str] = rows["entity"].unique(maintain_order=True).to_list()
     if None in asked or rows["time"].null_count():
-        raise FrameError("rows without an id or a time", found=f"{rows['entity'].null_count()} and {rows['time'].null_count()}")
+        raise FrameError(
+            "rows without an id or a time", found=f"{rows['entity'].null_count()} and {rows['time'].null_count()}"
+        )
     strangers = [e for e in asked if e not in problem.entities]
     if strangers:
         near = get_close_matches(strangers[0], problem.entities, n=3)
@@ -243,7 +247,9 @@ def frame_of(panel: Panel, origin: int, entities: tuple[str, ...] | None = None)
     steps = [*range(look_back.start, look_back.stop), *range(ahead.start, ahead.stop)]
     columns: dict[str, Any] = {}
 
-    def column(values: torch.Tensor, observed: torch.Tensor, mean: str, std: str, k: int, keep: np.ndarray[Any, Any]) -> pl.Series:
+    def column(
+        values: torch.Tensor, observed: torch.Tensor, mean: str, std: str, k: int, keep: np.ndarray[Any, Any]
+    ) -> pl.Series:
         data = values[steps][:, nodes, k] * tensors[std][nodes, k] + tensors[mean][nodes, k]
         seen = observed[steps][:, nodes, k].numpy() & keep[:, None]
         return pl.Series(np.where(seen, data.numpy(), np.nan).T.ravel().astype(np.float64)).fill_nan(None)
@@ -259,5 +265,9 @@ def frame_of(panel: Panel, origin: int, entities: tuple[str, ...] | None = None)
         columns[name] = column(a.ahead, a.ahead_observed, "ahead_mean", "ahead_std", k, every)
     times = pl.Series(panel.times[steps]).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
     return pl.DataFrame(
-        {"unique_id": np.repeat(np.array(chosen, dtype=object), len(steps)).tolist(), "ds": pl.concat([times] * len(chosen)), **columns}
+        {
+            "unique_id": np.repeat(np.array(chosen, dtype=object), len(steps)).tolist(),
+            "ds": pl.concat([times] * len(chosen)),
+            **columns,
+        }
     )

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -49,7 +50,7 @@ def _raw(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
     from stfm_pipeline.harmonize.run import check_raw
     from stfm_pipeline.sources import fetch
 
-    files = {}
+    files: dict[str, Path] = {}
     for source in dataset.spec.sources:
         files |= fetch(source, settings)
     tables = dataset.read(files)
@@ -62,7 +63,9 @@ def _raw(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
         "end": str(observations["time"].max()),
         "sources": [s.model_dump(mode="json") for s in dataset.spec.sources],
     }
-    return Result(tables, facts, [Check("canonical_contract", True, "types, keys, zones and coordinates are right", {})])
+    return Result(
+        tables, facts, [Check("canonical_contract", True, "types, keys, zones and coordinates are right", {})]
+    )
 
 
 def _harmonized(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
@@ -210,7 +213,13 @@ def check_dataset(name: str, lake: Lake, settings: Settings) -> list[dict[str, A
             same = data_version(result.tables, result.facts) == published.data_version
             checks.append(Check("same_again", same, "computing it again gives the published table", {}))
         rows += [
-            {"stage": step.name, "check": c.name, "passed": c.passed, "description": c.description, "details": c.details}
+            {
+                "stage": step.name,
+                "check": c.name,
+                "passed": c.passed,
+                "description": c.description,
+                "details": c.details,
+            }
             for c in checks
         ]
     return rows

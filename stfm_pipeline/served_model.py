@@ -11,7 +11,7 @@ import pandas as pd
 ARTIFACT = "forecaster"
 
 
-class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
     """Long frame in, long frame out; `params` may hold `zone` for naive times."""
 
     def load_context(self, context: Any) -> None:

@@ -261,7 +261,10 @@ def _find(source: PypiSource) -> str:
 
     logging.getLogger("unearth").setLevel(logging.ERROR)
     try:
-        finder = PackageFinder(**index_settings())
+        known = index_settings()
+        finder = PackageFinder(
+            index_urls=known["index_urls"], find_links=known["find_links"], trusted_hosts=known["trusted_hosts"]
+        )
         finder.ignore_compatibility = True
         candidates = list(finder.find_matches(f"{source.package}=={source.version}", allow_yanked=True))
     except Exception as error:
@@ -331,7 +334,9 @@ def _stream(url: str, part: Path, source: PypiSource | HttpSource, progress: boo
                 done += len(chunk)
                 if done > source.size:
                     raise SourceError(
-                        f"{_label(source)} is longer than declared", expected=f"{source.size} bytes", found=f"over {done}"
+                        f"{_label(source)} is longer than declared",
+                        expected=f"{source.size} bytes",
+                        found=f"over {done}",
                     )
                 out.write(chunk)
                 step(done)

@@ -272,7 +272,9 @@ def _drive(
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     folder = work or Path(tempfile.mkdtemp(prefix="stfm-fit-"))
     last, best = folder / "last.ckpt", folder / "best.ckpt"
-    keep = ModelCheckpoint(dirpath=folder, filename="best", monitor="val_loss", save_top_k=1, enable_version_counter=False)
+    keep = ModelCheckpoint(
+        dirpath=folder, filename="best", monitor="val_loss", save_top_k=1, enable_version_counter=False
+    )
     resume = ModelCheckpoint(
         dirpath=folder, filename="last", monitor=None, save_top_k=1, enable_version_counter=False, every_n_epochs=1
     )
@@ -327,5 +329,3 @@ def _peak_mb() -> float:
 
 def training_facts(rule: Training | None) -> dict[str, Any]:
     return asdict(rule) if rule else {}
-
-

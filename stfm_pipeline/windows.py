@@ -77,7 +77,7 @@ class Problem:
 
     @classmethod
     def from_config(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Problem:
-        frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+        frozen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
         return cls(**frozen, tensors=tensors)
 
 
@@ -166,7 +166,7 @@ class Panel:
         return torch.arange(first, max(first, span.stop - self.problem.horizon + 1))
 
     def batches(self, origins: Tensor, size: int, needs: tuple[str, ...] = ()) -> Iterator[tuple[Tensor, Window]]:
-        for chunk in origins.split(size):
+        for chunk in torch.split(origins, size):
             yield chunk, self.arrays.gather(chunk, self.problem, needs)
 
 
@@ -285,7 +285,18 @@ def _open(folder: Path, name: str, stages: dict[str, Any], look_back: int | None
         f.name: torch.from_numpy(np.load(folder / f"{f.name}.npy", mmap_mode="c", allow_pickle=False))
         for f in fields(Arrays)
     }
-    small = ("mean", "std", "weight", "past_mean", "past_std", "ahead_mean", "ahead_std", "zone", "spatial", "adjacency")
+    small = (
+        "mean",
+        "std",
+        "weight",
+        "past_mean",
+        "past_std",
+        "ahead_mean",
+        "ahead_std",
+        "zone",
+        "spatial",
+        "adjacency",
+    )
     tensors = {
         k: torch.from_numpy(np.load(folder / f"{k}.npy", allow_pickle=False))
         for k in (*small, *(f"seen_{f}" for f in CALENDAR))

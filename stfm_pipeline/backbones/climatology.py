@@ -70,7 +70,11 @@ class Climatology(nn.Module):
         self.has_own.copy_(torch.from_numpy(own))
 
     def _levels(self, values: Any, tod: Any, dow: Any, median: Any) -> tuple[Any, Any]:
-        groups = [(dow * self.day + tod, 7 * self.day), ((dow >= WEEKEND) * self.day + tod, 2 * self.day), (tod, self.day)]
+        groups = [
+            (dow * self.day + tod, 7 * self.day),
+            ((dow >= WEEKEND) * self.day + tod, 2 * self.day),
+            (tod, self.day),
+        ]
         found = [self._by_group(values, codes, size) for codes, size in groups]
         week = np.arange(7 * self.day)
         index = [week, (week // self.day >= WEEKEND) * self.day + week % self.day, week % self.day]

@@ -21,7 +21,7 @@ PARTS: tuple[Part, ...] = ("train", "val", "gate", "test")
 
 
 def check_name(name: str) -> str:
-    """Names become asset partitions, paths and SQL schemas, so they match `[a-z0-9][a-z0-9-]{0,62}` and nothing else."""
+    """Names become partitions, paths and SQL schemas, so they match `[a-z0-9][a-z0-9-]{0,62}` and nothing else."""
     if not NAME.fullmatch(name):
         raise UsageError(
             "not a valid dataset name",
@@ -73,7 +73,7 @@ class Harmonize(Model):
 
 
 class Split(Model):
-    """Chronological train / val / gate / test, as shares of the steps or as published step counts (gate 0 = use val)."""
+    """Chronological train / val / gate / test, as shares of the steps or published step counts (gate 0 = use val)."""
 
     ratios: tuple[float, float, float, float] | None = (0.6, 0.1, 0.1, 0.2)
     counts: tuple[int, int, int, int] | None = None

@@ -67,9 +67,8 @@ def adjacency_of(edges: pl.DataFrame, entities: list[str]) -> Array:
     """(n, n) weights, row = source, column = target."""
     code = {e: i for i, e in enumerate(entities)}
     matrix = np.zeros((len(entities), len(entities)))
-    rows = edges["source"].replace_strict(code, return_dtype=pl.Int64).to_numpy() if len(edges) else []
-    columns = edges["target"].replace_strict(code, return_dtype=pl.Int64).to_numpy() if len(edges) else []
     if len(edges):
+        rows, columns = (edges[c].replace_strict(code, return_dtype=pl.Int64).to_numpy() for c in ("source", "target"))
         matrix[rows, columns] = edges["weight"].to_numpy()
     return matrix
 

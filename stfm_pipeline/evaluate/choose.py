@@ -48,7 +48,7 @@ def decide(candidate: Sums, rivals: Mapping[str, Sums], block: int) -> Decision:
 
     The margin is the relative improvement in MAE, averaged over channels, on windows that chose neither.
     """
-    margins = []
+    margins: list[dict[str, Any]] = []
     for name, theirs in rivals.items():
         margin, low, high = block_bootstrap(candidate, theirs, block)
         margins.append({"rival": name, "margin": margin, "low": low, "high": high})

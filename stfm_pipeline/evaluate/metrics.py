@@ -131,20 +131,25 @@ class Sums:
     def fallback_share(self) -> Array:
         return np.asarray(self.fallback / np.maximum(self.cells["data"][0].sum(0), 1))
 
-    def rows(self, dataset: str, system: str, split: str, channels: Sequence[str], horizons: Sequence[int]) -> list[Row]:
+    def rows(
+        self, dataset: str, system: str, split: str, channels: Sequence[str], horizons: Sequence[int]
+    ) -> list[Row]:
         """Rows per scale, channel (None = all, standardised only) and horizon ("avg" and the steps asked for)."""
         out = []
         for scale in SCALES:
             together = [(None, slice(None))] if scale == "standardised" else []
             each = [(name, slice(k, k + 1)) for k, name in enumerate(channels)]
             for channel, pick in [*together, *each]:
-                for step in ("avg", *horizons):
+                steps: list[int | str] = ["avg", *horizons]
+                for step in steps:
                     span = slice(None) if step == "avg" else slice(int(step) - 1, int(step))
                     part = self.cells[scale][:, span, pick].sum(axis=(1, 2))
                     zeros = float(self.zeros[span, pick].sum())
                     ape = float(self.ape[span, pick].sum())
                     scores = _scores(part, zeros, ape if scale == "data" else None)
-                    out.append(Row(dataset, "forecasting", system, split, scale, channel, step, *scores, self.windows, 1))
+                    out.append(
+                        Row(dataset, "forecasting", system, split, scale, channel, step, *scores, self.windows, 1)
+                    )
         return out
 
 
@@ -157,7 +162,9 @@ def _need(count: Array, what: str) -> None:
         )
 
 
-def _scores(part: Array, zeros: float, ape: float | None) -> tuple[float, float, float, float | None, float | None, int]:
+def _scores(
+    part: Array, zeros: float, ape: float | None
+) -> tuple[float, float, float, float | None, float | None, int]:
     count, size, square, total, squares, _ = (float(v) for v in part)
     _need(np.array([count]), "score")
     spread = squares - total * total / count

@@ -220,9 +220,7 @@ def evaluate(
         without_side=without,
         warning=too_short_to_rank(test.stop - test.start, p.horizon, p.n * p.c),
         lineage=leader.forecaster.lineage,
-        parts={
-            name: [str(panel.times[s.start]), str(panel.times[s.stop - 1])] for name, s in panel.parts.items()
-        },
+        parts={name: [str(panel.times[s.start]), str(panel.times[s.stop - 1])] for name, s in panel.parts.items()},
         seconds=time.perf_counter() - began,
         notes=notes or [],
     )
@@ -236,7 +234,7 @@ def _ratio(sums: Sums, axis: str) -> list[list[float | None]]:
     ]
 
 
-def _entities(panel: Panel, ours: Sums, rival: str, chosen: Mapping[tuple[str, str], Scores]) -> list[dict[str, Any]]:
+def _entities(panel: Panel, ours: Sums, rival: str, chosen: Mapping[tuple[str, Part], Scores]) -> list[dict[str, Any]]:
     mine, theirs = _ratio(ours, "entity"), _ratio(chosen[rival, "test"].sums, "entity")
     return [
         {
@@ -273,8 +271,12 @@ def _examples(forecaster: Forecaster, panel: Panel, needs: tuple[str, ...], coun
                         "entity": p.entities[node],
                         "channel": channel,
                         "ds": [str(t) for t in panel.times[origin - shown : origin + p.horizon]],
-                        "history": [v if o else None for v, o in zip(history[at].tolist(), seen[at].tolist(), strict=True)],
-                        "truth": [v if o else None for v, o in zip(truth[at].tolist(), observed[at].tolist(), strict=True)],
+                        "history": [
+                            v if o else None for v, o in zip(history[at].tolist(), seen[at].tolist(), strict=True)
+                        ],
+                        "truth": [
+                            v if o else None for v, o in zip(truth[at].tolist(), observed[at].tolist(), strict=True)
+                        ],
                         "forecast": forecast.values[at].tolist(),
                         "low": None if forecast.bounds is None else forecast.bounds[0][at].tolist(),
                         "high": None if forecast.bounds is None else forecast.bounds[-1][at].tolist(),

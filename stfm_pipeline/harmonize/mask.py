@@ -36,7 +36,7 @@ def apply_channel_rules(values: Values, observed: Mask, channels: tuple[Channel,
 
 
 def mask_outliers(values: Values, observed: Mask, rule: Outliers, train: slice) -> NDArray[np.int64]:
-    """Mask in place what lies beyond `threshold` scaled MADs of the training median, per entity and channel; counts (c,).
+    """Mask in place what lies beyond `threshold` scaled MADs of a series' training median; counts per channel (c,).
 
     A series whose training MAD is 0 (more than half its values equal) is left alone: the rule cannot judge it.
     """

@@ -57,7 +57,9 @@ def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFr
     entities = tables["entities"].with_columns(zone=pl.col("zone").fill_null(spec.zone)).with_row_index("index")
     names = entities["entity"].to_list()
     values, observed = scatter(rows, times, names, spec.channel_names)
-    report["rows_outside_the_clock"] = len(rows.filter((pl.col("time") < _stamp(times[0])) | (pl.col("time") > _stamp(times[-1]))))
+    report["rows_outside_the_clock"] = len(
+        rows.filter((pl.col("time") < _stamp(times[0])) | (pl.col("time") > _stamp(times[-1])))
+    )
     for k, channel in enumerate(spec.channels):
         if channel.absent is not None:
             gap = ~observed[..., k]

@@ -22,7 +22,9 @@ def join_side_table(
     """Side values (t, n, k) and mask. For `past`, row t holds only what was known at the end of step t."""
     missing = [c for c in ("entity", "time", *rule.columns) if c not in table.columns]
     if missing:
-        raise ContractError(f"side table '{rule.table}' lacks columns", found=", ".join(table.columns), offenders=missing)
+        raise ContractError(
+            f"side table '{rule.table}' lacks columns", found=", ".join(table.columns), offenders=missing
+        )
     stations = table["entity"].unique().sort().to_list()
     places = entities if rule.via == "entity" else stations
     if rule.availability == "past":

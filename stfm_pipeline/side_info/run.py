@@ -46,7 +46,9 @@ def enrich(spec: DatasetSpec, raw: dict[str, pl.DataFrame], tables: dict[str, pl
         dense[side] = columns
         shares |= {c: float(block.observed[..., k].mean()) for k, c in enumerate(columns)}
         for join, (values, observed) in zip(joins, found, strict=True):
-            if side == "past" and not _past_half_holds(join, raw[join.table], signal, names, adjacency, values, observed):
+            if side == "past" and not _past_half_holds(
+                join, raw[join.table], signal, names, adjacency, values, observed
+            ):
                 leaks[join.table] = "rows after a step change what the step shows"
     texts = entities.select("entity", text=pl.col("text").fill_null(pl.format("Entity {}.", "entity")))
     facts: dict[str, Any] = {

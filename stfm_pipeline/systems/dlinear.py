@@ -35,7 +35,8 @@ class DLinear(nn.Module):
         padded = F.pad(series, (self.kernel // 2, (self.kernel - 1) // 2), mode="replicate")
         trend = F.avg_pool1d(padded, self.kernel, stride=1).view_as(x)
         out = self.trend(trend) + self.remainder(x - trend)
-        return out.movedim(-1, 1) * std + mean
+        answer: Tensor = out.movedim(-1, 1) * std + mean
+        return answer
 
 
 SYSTEM = System(

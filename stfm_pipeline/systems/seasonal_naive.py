@@ -41,7 +41,9 @@ class SeasonalNaive(nn.Module):
         total, windows = 0.0, panel.origins("val")
         for chunk, window in panel.batches(windows, 256):
             inputs, target = hide(window, panel.problem.look_back)
-            total += float(masked_loss(self(inputs)[0], target, self.loss, panel.problem.tensors["weight"])) * len(chunk)
+            total += float(masked_loss(self(inputs)[0], target, self.loss, panel.problem.tensors["weight"])) * len(
+                chunk
+            )
         return total / len(windows)
 
     def forward(self, inputs: Inputs) -> tuple[Float[Tensor, "b h n c"], Bool[Tensor, "b h n c"]]:

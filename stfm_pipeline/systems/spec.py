@@ -25,11 +25,11 @@ class Training:
 
 @dataclass(frozen=True)
 class System:
-    """A named system: `build(problem)` gives any `torch.nn.Module` whose forward takes `Inputs` and returns (b, h, n, c).
+    """A named system: `build(problem)` gives any `torch.nn.Module` whose forward maps `Inputs` to (b, h, n, c).
 
     A module may return `(forecast, fallback)` instead, where fallback marks cells that it had no value of its own for.
-    Without `training`, the module has a method `fit(panel)` that sets its buffers from the training part (and may choose
-    among declared candidates on val).
+    Without `training`, the module has a method `fit(panel)` that sets its buffers from the training part (and may
+    choose among declared candidates on val).
     """
 
     name: str

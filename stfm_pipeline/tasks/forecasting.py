@@ -85,5 +85,3 @@ def check_forecast(prediction: Tensor, system: str) -> None:
             offenders=[f"(window, step, entity, channel) = {tuple(i)}" for i in first],
             fix="lower the learning rate, or look for a division by zero in the model",
         )
-
-
