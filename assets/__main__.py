@@ -21,7 +21,7 @@ def main(dataset: str, selection: str, config: str) -> int:
             instance=instance,
             partition_key=dataset,
             asset_selection=[dg.AssetKey(name) for name in selection.split(",")],
-            run_config={"resources": {"compute": {"config": json.loads(config)}}},
+            run_config={"resources": {"compute": {"config": json.loads(config)}}, "loggers": {"console": {}}},
             tags={"dataset": dataset},
             raise_on_error=False,
         )

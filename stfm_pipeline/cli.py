@@ -218,9 +218,8 @@ def _print_result(result: dict[str, Any], lake: Lake) -> None:
     leaderboard(result["leaderboard"], result["facts"], {c.name: c.unit for c in spec.channels})
     if decision := result["decision"]:
         verdict = "promoted" if decision["promoted"] else "refused, stays challenger"
-        say(
-            f"  {decision['name']} version {decision['version']} ({decision['system']}): {verdict}: {decision['reason']}"
-        )
+        named = f"{decision['name']} version {decision['version']} ({decision['system']})"
+        say(f"  {named}: {verdict}: {decision['reason']}")
     if champion := result["champion"]:
         say(f"  model   {champion['uri']} (version {champion['version']}, {champion['system']}, data {spec.licence})")
     say(f"  report  {result['report']}")

@@ -26,7 +26,7 @@ def predict(
 
     In: `id_col`, `time_col` and the model's channels, at least `look_back` steps of them; side columns optional.
     Rows after the last observation carry what is known ahead (a timetable) with empty channels. Out: the same ids and
-    times, one column per channel and one per interval bound (`<channel>_q0.1`), in data units. The input is not changed.
+    times, a column per channel and per interval bound (`<channel>_q0.1`), in data units. The input is not changed.
 
     Rules: times carry a zone or `zone` is given; a missing step is unobserved, or the channel's stated value for a step
     without a row (0 for counts); entities left out count as unobserved. Anything else raises `FrameError`.
