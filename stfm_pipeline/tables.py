@@ -32,9 +32,9 @@ def _utc(primary_key: bool = False) -> dy.Column:
 
 
 def observations(channels: Sequence[str]) -> type[dy.Schema]:
-    """Long observations: one row per entity and time, one nullable float column per channel."""
+    """Long observations: one row per entity and time, a float column per channel; null, NaN and inf are unobserved."""
     columns: dict[str, Any] = {"entity": dy.String(nullable=False, min_length=1), "time": _utc()}
-    columns |= {c: dy.Float64(nullable=True) for c in channels}
+    columns |= {c: dy.Float64(nullable=True, allow_inf=True, allow_nan=True) for c in channels}
     return type("Observations", (dy.Schema,), columns)
 
 

@@ -26,7 +26,8 @@ def step_us(step: str) -> int:
 def to_steps(rows: pl.DataFrame, channels: tuple[str, ...], rule: Harmonize) -> tuple[pl.DataFrame, dict[str, int]]:
     """Sorted rows with unique (entity, step start); counts of what had to be done for it."""
     step_us(rule.step)
-    ordered = rows.sort("entity", "time")
+    finite = [pl.when(pl.col(c).is_finite()).then(c).alias(c) for c in channels]
+    ordered = rows.sort("entity", "time", maintain_order=True).with_columns(finite)
     backwards = rows.select((pl.col("time").diff().over("entity").dt.total_microseconds() < 0).sum()).item()
     report = {"rows": len(rows), "rows_out_of_order": int(backwards)}
     floored = ordered.with_columns(pl.col("time").dt.truncate(rule.step))

@@ -1,0 +1,104 @@
+"""Shared fixtures: a home of its own for every test, and a synthetic dataset at each stage of the road."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports torch: one thread is fastest at this size, and results do not depend on the machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fixtures.synthetic import make_dataset
+
+from stfm_pipeline.datasets import catalog
+from stfm_pipeline.datasets.spec import Dataset
+from stfm_pipeline.lake import Lake
+from stfm_pipeline.road import STEPS, materialize
+from stfm_pipeline.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nothing a test does leaves its own folder."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("STFM_HOME", str(folder))
+    for name in ("STFM_DATA", "STFM_LAKE", "STFM_OFFLINE", "STFM_DEBUG", "MLFLOW_TRACKING_URI", "DAGSTER_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    return folder
+
+
+@pytest.fixture
+def settings(home: Path) -> Settings:
+    return Settings()
+
+
+@pytest.fixture
+def lake(settings: Settings) -> Lake:
+    return Lake(settings.lake_uri)
+
+
+@pytest.fixture
+def add_dataset(monkeypatch: pytest.MonkeyPatch) -> Callable[[Dataset], Dataset]:
+    """Makes a dataset known for the length of a test."""
+    known: dict[str, Dataset] = {}
+    monkeypatch.setattr(catalog, "_registered", known)
+
+    def add(dataset: Dataset) -> Dataset:
+        catalog.register(dataset)
+        return dataset
+
+    return add
+
+
+@pytest.fixture
+def synthetic(add_dataset: Callable[[Dataset], Dataset]) -> Dataset:
+    return add_dataset(make_dataset())
+
+
+@pytest.fixture
+def enriched(synthetic: Dataset, lake: Lake, settings: Settings) -> Lake:
+    """A lake in which the synthetic dataset has come down the data road."""
+    for stage in STEPS:
+        outcome = materialize("synthetic", stage, lake, settings)
+        assert outcome.stage is not None, outcome.checks
+    return lake
+
+
+@pytest.fixture(scope="session")
+def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home in which the synthetic dataset has a champion; made once, treat it as read-only."""
+    from stfm_pipeline import experiment
+
+    folder = tmp_path_factory.mktemp("trained")
+    before = {k: os.environ.get(k) for k in ("STFM_HOME", "MLFLOW_TRACKING_URI")}
+    os.environ["STFM_HOME"] = str(folder)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    catalog.register(make_dataset("trained"))
+    try:
+        settings = Settings()
+        store = Lake(settings.lake_uri)
+        for stage in STEPS:
+            materialize("trained", stage, store, settings)
+        for system in ("constant", "historical-median", "seasonal-naive", "dlinear", "stid"):
+            experiment.train_system("trained", system, store, settings, progress=False)
+        experiment.evaluate_dataset("trained", store, settings)
+        experiment.crown("trained", store, settings)
+        yield folder
+    finally:
+        catalog._registered.pop("trained", None)
+        for key, value in before.items():
+            os.environ.pop(key, None) if value is None else os.environ.__setitem__(key, value)
+
+
+@pytest.fixture
+def trained(trained_home: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Settings, Lake]:
+    """Settings and lake of the home that has a champion for the dataset `trained`."""
+    monkeypatch.setenv("STFM_HOME", str(trained_home))
+    monkeypatch.setattr(catalog, "_registered", {"trained": make_dataset("trained")})
+    found = Settings()
+    return found, Lake(found.lake_uri)
