@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -40,20 +41,24 @@ class Target:
 
 
 def hide(window: Window, look_back: int) -> tuple[Inputs, Target]:
-    """Cut a window at the origin."""
+    """Cut a window at the origin; whatever an unobserved cell may hold is shown as 0."""
     inputs = Inputs(
-        x=window.values[:, :look_back],
+        x=_shown(window.values[:, :look_back], window.observed[:, :look_back]),
         observed=window.observed[:, :look_back],
         calendar=window.calendar[:, :look_back],
         calendar_ahead=window.calendar[:, look_back:],
         offset=window.offset[:, :look_back],
         offset_ahead=window.offset[:, look_back:],
-        past=window.past,
+        past=_shown(window.past, window.past_observed),
         past_observed=window.past_observed,
-        ahead=window.ahead,
+        ahead=_shown(window.ahead, window.ahead_observed),
         ahead_observed=window.ahead_observed,
     )
     return inputs, Target(window.values[:, look_back:], window.observed[:, look_back:])
+
+
+def _shown(values: Tensor, observed: Tensor) -> Tensor:
+    return torch.where(observed, values, 0.0)
 
 
 def masked_loss(
@@ -63,7 +68,7 @@ def masked_loss(
 
     `weight` undoes a scaling per entity, so that the loss ranks like the error in data units.
     """
-    error = (prediction - target.values) * target.observed * weight
+    error = torch.where(target.observed, prediction - target.values, 0.0) * weight
     size = error.abs() if kind == "mae" else error.square()
     count = target.observed.sum(dim=(0, 1, 2))
     present = count > 0

@@ -1,0 +1,158 @@
+"""The metric contract against torchmetrics and by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torchmetrics.functional as reference
+
+from stfm_pipeline.errors import MetricError
+from stfm_pipeline.evaluate.calibration import conformal_offsets
+from stfm_pipeline.evaluate.choose import decide, too_short_to_rank, val_scores
+from stfm_pipeline.evaluate.metrics import Row, Sums, block_bootstrap, mean_rows
+
+W, H, N, C = 40, 3, 4, 2
+
+
+def batch(seed: int = 0, share: float = 0.7) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    target = torch.randn(W, H, N, C, generator=g) * 5 + 20
+    return target + torch.randn(W, H, N, C, generator=g), target, torch.rand(W, H, N, C, generator=g) < share
+
+
+def scored(prediction: torch.Tensor, target: torch.Tensor, observed: torch.Tensor, size: int = 7) -> Sums:
+    sums, std, hour = Sums(W, H, N, C, 24), torch.full((N, C), 2.0), torch.zeros(W, H, dtype=torch.long)
+    for i in range(0, W, size):
+        at = slice(i, i + size)
+        sums.add(prediction[at], target[at], observed[at], std, hour[at])
+    return sums
+
+
+def pick(rows: list[Row], scale: str, channel: str | None, horizon: int | str) -> Row:
+    (row,) = [r for r in rows if (r.scale, r.channel, r.horizon) == (scale, channel, horizon)]
+    return row
+
+
+def test_scores_agree_with_torchmetrics_under_the_mask() -> None:
+    prediction, target, observed = batch()
+    rows = scored(prediction, target, observed).rows("d", "s", "test", ["x", "y"], [1, 3])
+    for k, channel in enumerate(("x", "y")):
+        for horizon, steps in (("avg", slice(None)), (1, slice(0, 1)), (3, slice(2, 3))):
+            mask = observed[:, steps, :, k]
+            p, y = prediction[:, steps, :, k][mask].double(), target[:, steps, :, k][mask].double()
+            row = pick(rows, "data", channel, horizon)
+            assert row.mae == pytest.approx(float(reference.mean_absolute_error(p, y)), rel=1e-6)
+            assert row.mse == pytest.approx(float(reference.mean_squared_error(p, y)), rel=1e-6)
+            assert row.rmse == pytest.approx(float(reference.mean_squared_error(p, y, squared=False)), rel=1e-6)
+            assert row.mape == pytest.approx(float(reference.mean_absolute_percentage_error(p, y)), rel=1e-5)
+            assert row.r2 == pytest.approx(float(reference.r2_score(p, y)), rel=1e-5)
+            assert row.n == int(mask.sum())
+    whole = pick(rows, "standardised", None, "avg")
+    error = (prediction - target)[observed].double() / 2
+    assert whole.mse == pytest.approx(float(error.square().mean()), rel=1e-6)
+    assert whole.mae == pytest.approx(float(error.abs().mean()), rel=1e-6)
+    assert [r for r in rows if r.channel is None and r.scale == "data"] == [], "minutes and counts are never averaged"
+
+
+def test_batch_size_changes_nothing() -> None:
+    a, b = scored(*batch(), size=40), scored(*batch(), size=3)
+    assert np.allclose(a.cells["data"], b.cells["data"], rtol=1e-12)
+    assert np.allclose(a.window_abs, b.window_abs, rtol=1e-12)
+
+
+def test_a_nan_forecast_is_an_error_that_says_where() -> None:
+    prediction, target, observed = batch()
+    observed[5, 1, 2, 0] = True
+    prediction[5, 1, 2, 0] = float("nan")
+    with pytest.raises(MetricError, match="not finite") as caught:
+        scored(prediction, target, observed, size=40)
+    assert caught.value.offenders == ["(window, step, entity, channel) = (5, 1, 2, 0)"]
+    with pytest.raises(MetricError, match="not finite"):
+        scored(torch.full_like(prediction, float("nan")), target, observed)
+
+
+def test_unobserved_targets_never_count_whatever_they_hold() -> None:
+    prediction, target, observed = batch()
+    a = scored(prediction, target, observed)
+    b = scored(torch.where(observed, prediction, float("inf")), torch.where(observed, target, float("nan")), observed)
+    assert np.array_equal(a.cells["data"], b.cells["data"])
+
+
+def test_an_empty_mask_is_an_error() -> None:
+    prediction, target, observed = batch()
+    with pytest.raises(MetricError, match="no observed target"):
+        scored(prediction, target, torch.zeros_like(observed)).rows("d", "s", "test", ["x", "y"], [])
+
+
+def test_mape_is_null_where_more_than_a_tenth_of_the_targets_is_zero() -> None:
+    prediction, target, observed = batch(share=1.1)
+    target[:3, :, :, 0] = 0
+    target[:6, :, :, 1] = 0
+    rows = scored(prediction, target, observed).rows("d", "s", "test", ["x", "y"], [])
+    assert pick(rows, "data", "x", "avg").mape is not None
+    assert pick(rows, "data", "y", "avg").mape is None
+
+
+def test_seeds_are_averaged_and_counted() -> None:
+    a = scored(*batch()).rows("d", "s", "test", ["x", "y"], [])
+    prediction, target, observed = batch()
+    b = scored(prediction + 1, target, observed).rows("d", "s", "test", ["x", "y"], [])
+    mean = mean_rows([a, b])
+    assert mean[0].mae == pytest.approx((a[0].mae + b[0].mae) / 2)
+    assert {r.seeds for r in mean} == {2}
+
+
+def test_bootstrap_interval_holds_a_true_margin_and_excludes_none() -> None:
+    prediction, target, observed = batch(share=1.1)
+    good, bad = scored(target + (prediction - target) * 0.5, target, observed), scored(prediction, target, observed)
+    margin, low, high = block_bootstrap(good, bad, block=6)
+    assert margin == pytest.approx(0.5, abs=1e-6)
+    assert low <= margin <= high
+    same = block_bootstrap(bad, bad, block=6)
+    assert same == pytest.approx((0, 0, 0), abs=1e-12)
+    other = scored(prediction, target, observed & (torch.rand(observed.shape) < 0.5))
+    with pytest.raises(MetricError, match="different cells"):
+        block_bootstrap(good, other, block=6)
+
+
+def test_only_a_margin_beyond_doubt_promotes() -> None:
+    prediction, target, observed = batch(share=1.1)
+    bad = scored(prediction, target, observed)
+    good = scored(target + (prediction - target) * 0.5, target, observed)
+    noise = scored(target + (prediction - target).flip(0), target, observed)
+    assert decide(good, {"b": bad, "n": noise}, 6).promote
+    refused = decide(noise, {"b": bad}, 6)
+    assert not refused.promote
+    assert "beyond doubt" in refused.reason
+    assert not decide(good, {"b": bad, "itself": good}, 6).promote, "as good as the champion is not better"
+
+
+def test_val_score_is_the_mean_ratio_to_the_best_baseline() -> None:
+    mae = {"b1": np.array([2.0, 10.0]), "b2": np.array([4.0, 5.0]), "s": np.array([1.0, 5.0])}
+    assert val_scores(mae, {"b1", "b2"})["s"] == pytest.approx((0.5 + 1) / 2)
+
+
+def test_a_short_test_part_ranks_nobody() -> None:
+    assert too_short_to_rank(1752, 24, 214) is None
+    assert "19 disjoint horizons" in (too_short_to_rank(19 * 24, 24, 500) or "")
+    assert too_short_to_rank(30 * 96, 96, 6) is not None
+
+
+def test_conformal_offsets_cover_exchangeable_residuals() -> None:
+    g = torch.Generator().manual_seed(0)
+    residuals = torch.randn(4000, 2, 3, 1, generator=g).exp()
+    seen = torch.rand(residuals.shape, generator=g) < 0.8
+    low, high = conformal_offsets(residuals[:2000], seen[:2000])
+    fresh, mask = residuals[2000:], seen[2000:]
+    inside = ((fresh >= low) & (fresh <= high))[mask].float().mean()
+    assert float(inside) == pytest.approx(0.8, abs=0.02)
+
+
+def test_a_series_without_residuals_borrows_from_the_others() -> None:
+    residuals, seen = torch.randn(200, 1, 3, 1), torch.ones(200, 1, 3, 1, dtype=torch.bool)
+    seen[20:, :, 2] = False
+    low, high = conformal_offsets(residuals, seen)
+    assert float(high[0, 2, 0]) != float(high[0, 1, 0])
+    assert 1.0 < float(high[0, 2, 0]) < 1.6
+    assert float(low[0, 2, 0]) < 0

@@ -1,0 +1,164 @@
+"""The champion in MLflow: no pickle, one answer everywhere, promotion, rollback."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from stfm_pipeline import experiment, registry
+from stfm_pipeline.errors import StfmError, UsageError
+from stfm_pipeline.evaluate.choose import Decision
+from stfm_pipeline.lake import Lake
+from stfm_pipeline.predict import frame_of
+from stfm_pipeline.settings import Settings
+from stfm_pipeline.windows import load_panel
+
+
+@pytest.fixture
+def frame(trained: tuple[Settings, Lake]) -> pl.DataFrame:
+    settings, lake = trained
+    panel = load_panel(lake, "trained", settings.cache)
+    return frame_of(panel, int(panel.origins("test")[3]))
+
+
+@pytest.fixture
+def uri(trained: tuple[Settings, Lake]) -> str:
+    return str(trained[1].require("trained", "champion").facts["uri"])
+
+
+def test_evaluation_and_decision_are_published_with_their_numbers(trained: tuple[Settings, Lake]) -> None:
+    settings, lake = trained
+    facts = lake.require("trained", "evaluated").facts
+    assert Path(facts["report"]).stat().st_size > 1_000_000
+    assert {r["system"] for r in facts["ranking"]} == {
+        "constant",
+        "historical-median",
+        "seasonal-naive",
+        "dlinear",
+        "stid",
+    }
+    assert facts["candidate"]["system"] in ("dlinear", "stid")
+    row = registry.show(settings, "trained")
+    assert row["decision"]["promote"] == facts["decision"]["promote"]
+    assert ("champion" in row["aliases"]) == facts["decision"]["promote"]
+    assert ("challenger" in row["aliases"]) == (not facts["decision"]["promote"])
+    assert row["licence"] == "none needed"
+    assert experiment.stale_systems(lake, "trained", ["stid", "constant"], "quick", False) == []
+    assert experiment.stale_systems(lake, "trained", ["stid", "constant"], "full", False) == ["stid"]
+    assert not experiment.champion_is_stale(lake, "trained")
+
+
+def test_lineage_names_tables_split_and_code(trained: tuple[Settings, Lake], uri: str) -> None:
+    settings, lake = trained
+    lineage = registry.load_model(uri, settings).lineage
+    assert lineage["tables"]["enriched"]["data_version"] == lake.require("trained", "enriched").data_version
+    assert lineage["split"]["test"][1] == str(lake.read(lake.require("trained", "harmonized"), "split")["end"][3])
+    assert {"sources", "seed", "fingerprint", "packages", "stfm_pipeline"} <= set(lineage)
+
+
+def test_pyfunc_in_a_fresh_process_in_another_folder_answers_bit_for_bit_the_same(
+    trained: tuple[Settings, Lake], uri: str, frame: pl.DataFrame, tmp_path: Path
+) -> None:
+    settings, _ = trained
+    text = frame.with_columns(pl.col("ds").dt.strftime("%Y-%m-%dT%H:%M:%SZ"))
+    text.write_parquet(tmp_path / "in.parquet")
+    code = (
+        "import mlflow, pandas as pd, sys\n"
+        f"m = mlflow.pyfunc.load_model({uri!r})\n"
+        "m.predict(pd.read_parquet('in.parquet')).to_parquet('out.parquet')\n"
+        "import stfm_pipeline; print(stfm_pipeline.__file__)\n"
+    )
+    env = {
+        "PATH": "/usr/bin:/bin",
+        "MLFLOW_TRACKING_URI": settings.tracking_uri,
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "HOME": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    there = pl.read_parquet(tmp_path / "out.parquet")
+    here = registry.load_model(uri, settings).predict(text)
+    assert there.equals(here)
+
+
+def test_nothing_in_the_home_is_a_pickle(trained: tuple[Settings, Lake]) -> None:
+    offenders = []
+    for path in trained[0].root.rglob("*"):
+        if not path.is_file():
+            continue
+        head = path.open("rb").read(2)
+        if path.suffix in (".pkl", ".pickle", ".pt", ".pth", ".ckpt") or (
+            head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5"
+        ):
+            offenders.append(path)
+        elif zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as pack:
+                offenders += [path] if any(n.endswith("data.pkl") for n in pack.namelist()) else []
+    assert offenders == []
+
+
+def test_an_unknown_model_or_version_says_what_there_is(trained: tuple[Settings, Lake]) -> None:
+    settings, _ = trained
+    with pytest.raises(StfmError, match="no model at 'models:/nothing@champion'"):
+        registry.load_model("models:/nothing@champion", settings)
+    with pytest.raises(UsageError, match="no model is registered for 'nothing'"):
+        registry.show(settings, "nothing")
+    with pytest.raises(UsageError, match="no version 99"):
+        registry.show(settings, "trained", 99)
+
+
+@pytest.fixture
+def copied(trained_home: Path, trained: tuple[Settings, Lake], home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """A registry of its own with the trained models' first run in it, to be changed freely."""
+    shutil.copytree(trained_home, home)
+    monkeypatch.setenv("STFM_HOME", str(home))
+    return Settings()
+
+
+def register(settings: Settings, lake: Lake, system: str) -> int:
+    seed = lake.require("trained", experiment.stage_of(system)).facts["seeds"][0]
+    return registry.register(settings, "trained", seed["uri"], seed["run_id"], {"system": system})
+
+
+def test_promotion_refusal_and_rollback_move_the_aliases(copied: Settings) -> None:
+    lake = Lake(copied.lake_uri)
+    first, second = register(copied, lake, "dlinear"), register(copied, lake, "constant")
+    assert register(copied, lake, "dlinear") == first, "a run is registered once"
+    registry.promote(copied, "trained", first)
+    registry.apply_decision(copied, "trained", second, Decision(False, "not better"))
+    versions = {v["version"]: v["aliases"] for v in registry.versions(copied, "trained")}
+    assert versions[first] == ["champion"]
+    assert versions[second] == ["challenger"]
+    registry.promote(copied, "trained", second)
+    assert {v["version"]: v["aliases"] for v in registry.versions(copied, "trained")}[second] == ["champion"]
+    assert registry.rollback(copied, "trained")["version"] == first
+    shown = registry.show(copied, "trained")
+    assert (shown["version"], shown["decision"]["reason"]) == (first, "promoted by hand")
+
+
+def test_a_retrained_champion_meets_the_old_one_on_gate(copied: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = Lake(copied.lake_uri)
+    for system in ("dlinear", "stid"):
+        registry.promote(copied, "trained", register(copied, lake, system))
+    other = dataclasses.replace(experiment.get_system("dlinear"), training=experiment.get_system("dlinear").training)
+    stage = experiment.stage_of("stid")
+    plan = experiment.training_plan(lake, "trained", other, "quick")
+    old = lake.require("trained", stage)
+    facts = {**old.facts, "seeds": lake.require("trained", experiment.stage_of("dlinear")).facts["seeds"]}
+    lake.publish("trained", stage, {"curve": lake.read(old, "curve")}, fingerprint="x", facts=facts, inputs=plan.inputs)
+    outcome = experiment.evaluate_dataset("trained", lake, copied)
+    assert outcome.stage is not None
+    rivals = [m["rival"] for m in outcome.stage.facts["decision"]["margins"]]
+    assert any(r.startswith("champion (version") for r in rivals)
+    assert json.dumps(outcome.stage.facts["decision"])
