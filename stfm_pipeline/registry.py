@@ -201,7 +201,7 @@ def _crown(client: Any, dataset: str, number: int, stamp: str) -> None:
     client.set_model_version_tag(dataset, number, "crowned_at", stamp)
     client.set_registered_model_alias(dataset, CHAMPION, str(number))
     model = client.get_registered_model(dataset)
-    if model.aliases.get(CHALLENGER) == str(number):
+    if str(model.aliases.get(CHALLENGER)) == str(number):
         client.delete_registered_model_alias(dataset, CHALLENGER)
 
 

@@ -19,7 +19,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined
 
         self.forecaster = Forecaster.load(Path(context.artifacts[ARTIFACT]))
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         zone = (params or {}).get("zone") or None
         forecast: pd.DataFrame = self.forecaster.predict(model_input, zone=zone)
         return forecast

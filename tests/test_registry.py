@@ -97,7 +97,7 @@ def test_nothing_in_the_home_is_a_pickle(trained: tuple[Settings, Lake]) -> None
     for path in trained[0].root.rglob("*"):
         if not path.is_file():
             continue
-        head = path.open("rb").read(2)
+        head = path.read_bytes()[:2]
         if path.suffix in (".pkl", ".pickle", ".pt", ".pth", ".ckpt") or (
             head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5"
         ):
