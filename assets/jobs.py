@@ -7,7 +7,6 @@ from assets.common import DATASETS
 road = dg.define_asset_job(
     "road",
     selection=dg.AssetSelection.all(),
-    partitions_def=DATASETS,
     description="From raw data to a champion, for one dataset. Unchanged stages are reused.",
 )
 

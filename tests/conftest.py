@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -70,7 +70,7 @@ def enriched(synthetic: Dataset, lake: Lake, settings: Settings) -> Lake:
 
 
 @pytest.fixture(scope="session")
-def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home in which the synthetic dataset has a champion; made once, treat it as read-only."""
     from stfm_pipeline import experiment
 
@@ -88,11 +88,11 @@ def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             experiment.train_system("trained", system, store, settings, progress=False)
         experiment.evaluate_dataset("trained", store, settings)
         experiment.crown("trained", store, settings)
-        yield folder
     finally:
         catalog._registered.pop("trained", None)
         for key, value in before.items():
             os.environ.pop(key, None) if value is None else os.environ.__setitem__(key, value)
+    return folder
 
 
 @pytest.fixture

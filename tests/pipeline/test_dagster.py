@@ -1,0 +1,143 @@
+"""The code location: it loads light, its graph is the road, and a run publishes or raises."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from fixtures.synthetic import make_dataset
+
+from definitions import defs
+from stfm_pipeline.datasets.spec import Dataset, Facts
+from stfm_pipeline.lake import Lake
+from stfm_pipeline.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+DATA = ["raw", "harmonized", "embedded", "enriched"]
+SYSTEMS = ["constant", "dlinear", "historical_average", "historical_median", "last_value", "seasonal_naive", "stid"]
+
+
+def test_the_location_loads_without_heavy_libraries_or_warnings() -> None:
+    code = (
+        "import warnings; warnings.simplefilter('error')\n"
+        "import sys; from definitions import defs; import dagster as dg\n"
+        "dg.Definitions.validate_loadable(defs)\n"
+        "print([m for m in ('torch', 'mlflow', 'lightning', 'torch_geometric', 'plotly') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.strip() == "[]"
+
+
+def test_the_asset_graph_is_the_road() -> None:
+    graph = defs.resolve_asset_graph()
+    found = {
+        node.key.to_user_string(): (node.group_name, sorted(p.to_user_string() for p in node.parent_keys))
+        for node in (graph.get(k) for k in graph.get_all_asset_keys())
+    }
+    expected = {
+        "raw": ("raw_data", []),
+        "harmonized": ("preprocessing", ["raw"]),
+        "embedded": ("embedding", ["harmonized"]),
+        "enriched": ("side_info_integration", ["embedded", "harmonized", "raw"]),
+        **{s: ("training_objectives", ["enriched"]) for s in SYSTEMS},
+        "evaluated": ("downstream_tasks", SYSTEMS),
+        "champion": ("downstream_tasks", ["evaluated"]),
+    }
+    assert found == expected
+    checks = {k.asset_key.to_user_string() for k in graph.asset_check_keys}
+    assert checks == {*DATA, *SYSTEMS, "evaluated"}
+    for key in graph.get_all_asset_keys():
+        node = graph.get(key)
+        assert node.description
+        assert node.description.endswith(".")
+        assert node.partitions_def == dg.DynamicPartitionsDefinition(name="dataset")
+        assert "dagster/code_references" in node.metadata
+
+
+def test_jobs_schedules_and_sensors() -> None:
+    assert defs.resolve_job_def("road").partitions_def == dg.DynamicPartitionsDefinition(name="dataset")
+    schedule = defs.resolve_schedule_def("weekly_retraining")
+    assert schedule.default_status == dg.DefaultScheduleStatus.STOPPED
+    assert schedule.cron_schedule == "0 3 * * 1"
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    with dg.instance_for_test(temp_dir=str(tmp_path)) as found:
+        found.add_dynamic_partitions("dataset", ["synthetic"])
+        yield found
+
+
+def run(instance: dg.DagsterInstance, assets: list[str]) -> dg.ExecuteInProcessResult:
+    return defs.resolve_implicit_global_asset_job_def().execute_in_process(
+        instance=instance,
+        partition_key="synthetic",
+        asset_selection=[dg.AssetKey(a) for a in assets],
+        run_config={"loggers": {"console": {}}},
+        raise_on_error=False,
+    )
+
+
+def test_a_run_publishes_with_metadata_checks_and_a_picture(
+    instance: dg.DagsterInstance, synthetic: Dataset, lake: Lake
+) -> None:
+    result = run(instance, DATA)
+    assert result.success
+    for name in DATA:
+        event = instance.get_latest_materialization_event(dg.AssetKey(name))
+        assert event is not None
+        assert event.asset_materialization is not None
+        metadata = event.asset_materialization.metadata
+        assert {"dagster/row_count", "dagster/column_schema", "facts", "seconds", "fingerprint", "licence"} <= set(
+            metadata
+        )
+        assert str(metadata["picture"].value).startswith("![")
+        assert lake.stage("synthetic", name) is not None
+    evaluations = result.get_asset_check_evaluations()
+    assert len(evaluations) == 11
+    assert all(e.passed for e in evaluations)
+    again = run(instance, DATA)
+    assert again.success
+    assert [s.version for s in lake.stages("synthetic")] == [1, 1, 1, 1], "unchanged stages are reused"
+
+
+def test_a_failed_check_leaves_no_materialisation_and_nothing_below_runs(
+    instance: dg.DagsterInstance, add_dataset: Callable[[Dataset], Dataset], lake: Lake
+) -> None:
+    add_dataset(make_dataset(facts=Facts(steps=3)))
+    result = run(instance, DATA)
+    assert not result.success
+    failed = [e for e in result.get_asset_check_evaluations() if not e.passed]
+    assert [e.check_name for e in failed] == ["facts_match"]
+    assert instance.get_latest_materialization_event(dg.AssetKey("harmonized")) is None
+    assert instance.get_latest_materialization_event(dg.AssetKey("raw")) is not None
+    assert [s.name for s in lake.stages("synthetic")] == ["raw"]
+
+
+def test_the_whole_road_to_a_decision(
+    instance: dg.DagsterInstance, synthetic: Dataset, lake: Lake, settings: Settings
+) -> None:
+    result = run(instance, [*DATA, "constant", "historical_median", "dlinear", "evaluated", "champion"])
+    assert result.success
+    decided = lake.require("synthetic", "champion").facts
+    assert decided["system"] == "dlinear"
+    event = instance.get_latest_materialization_event(dg.AssetKey("evaluated"))
+    assert event is not None
+    assert event.asset_materialization is not None
+    assert Path(str(event.asset_materialization.metadata["report_path"].value)).is_file()
+
+
+def test_the_sensor_keeps_partitions_in_step_and_the_schedule_asks_for_what_has_a_champion(
+    instance: dg.DagsterInstance,
+) -> None:
+    sensor = defs.resolve_sensor_def("datasets_in_step")
+    data = sensor.evaluate_tick(dg.build_sensor_context(instance=instance))
+    assert [sorted(r.partition_keys) for r in data.dynamic_partitions_requests or []] == [["etth1", "nyc-airports"]]
+    schedule = defs.resolve_schedule_def("weekly_retraining")
+    context = dg.build_schedule_context(instance=instance)
+    assert list(schedule.evaluate_tick(context).run_requests or []) == []
