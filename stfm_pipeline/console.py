@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+MAX_CHANNELS = 3
+
 
 def emit(data: Any) -> None:
     """One JSON object on standard output; not-a-number becomes null."""
@@ -29,7 +31,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], num
 
     view = Table(title=title, title_justify="left", header_style="bold", box=None, padding=(0, 2, 0, 0))
     for column in columns:
-        view.add_column(column, justify="right" if column in numeric else "left", overflow="fold")
+        right = column in numeric
+        view.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=right)
     for row in rows:
         view.add_row(*("" if v is None else str(v) for v in row))
     Console(width=None if sys.stdout.isatty() else 140).print(view)
@@ -54,7 +57,7 @@ def leaderboard(rows: Sequence[dict[str, Any]], facts: dict[str, Any], units: di
     by = {(r["system"], r["scale"], r["channel"]): r for r in average}
     order = [r["system"] for r in facts["ranking"]]
     fallback = {(f["system"], f["channel"]): f["share"] for f in facts["fallback"]}
-    shown = channels[:4]
+    shown = channels if len(channels) <= MAX_CHANNELS else []
     columns = [
         "system",
         "val rank",
@@ -78,11 +81,12 @@ def leaderboard(rows: Sequence[dict[str, Any]], facts: dict[str, Any], units: di
                 *(f"{whole['mse']:.4f}", f"{whole['mae']:.4f}", f"{share:.1%}", whole["seeds"]),
             ]
         )
-    windows, cells_n = average[0]["windows"], {c: by[order[0], "data", c]["n"] for c in shown}
+    windows, cells_n = average[0]["windows"], {c: by[order[0], "data", c]["n"] for c in channels}
     title = f"test: {windows} windows; cells " + ", ".join(f"{c} {n}" for c, n in cells_n.items())
     table(title, columns, lines, columns[1:])
-    say("  * all channels, standardised. MAE and RMSE in " + ", ".join(f"{c}: {units[c]}" for c in shown))
-    _margins(facts, by, shown)
+    where = "; ".join(f"{c} in {units[c]}" for c in shown) or "the report has each channel in its own unit"
+    say(f"  * all channels, standardised. {where}")
+    _margins(facts, by, channels)
 
 
 def _margins(facts: dict[str, Any], by: dict[tuple[str, str, str | None], dict[str, Any]], channels: list[str]) -> None:
@@ -92,8 +96,8 @@ def _margins(facts: dict[str, Any], by: dict[tuple[str, str, str | None], dict[s
         best = min(baselines, key=lambda b: float(by[b, "data", channel]["mae"]))
         m = next(m for m in facts["margins"] if m["rival"] == best and m["channel"] == channel)
         say(
-            f"  {channel}: {leader} against its best baseline {best}: MAE {m['margin']:+.1%} better, "
-            f"95 % interval {m['low']:+.1%} to {m['high']:+.1%}"
+            f"  {channel}: MAE of {leader} is {abs(m['margin']):.1%} {'lower' if m['margin'] > 0 else 'HIGHER'} than "
+            f"that of the best baseline, {best}; 95 % interval of the gain {m['low']:+.1%} to {m['high']:+.1%}"
         )
     lost = [
         f"{metric.upper()} of {channel} against {b}"

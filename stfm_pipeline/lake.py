@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest"
 ROW = "_row"
+# Schemas and catalogs that DuckDB keeps for itself.
+_TAKEN = {"information_schema", "memory", "pg_catalog", "system", "temp"}
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,8 @@ class Lake:
     def connect(self) -> duckdb.DuckDBPyConnection:
         """A DuckDB connection that sees every current table as `<dataset>.<stage>[_<table>]` and nothing outside.
 
-        Hyphens become underscores. A stage with a dense signal gets a long view under the stage's own name.
+        Hyphens become underscores, and a name that DuckDB keeps for itself gets one at its end. A stage with a dense
+        signal gets a long view under the stage's own name.
         """
         import duckdb
 
@@ -165,6 +168,7 @@ class Lake:
         root = Path(self.uri)
         for folder in sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else ():
             schema = folder.name.replace("-", "_")
+            schema += "_" * (schema in _TAKEN)
             connection.execute(f'create schema if not exists "{schema}"')
             stages = list(self.stages(folder.name))
             for stage in stages:
@@ -175,17 +179,17 @@ class Lake:
                     view = f"{stage.name}_{table}".replace("-", "_")
                     connection.execute(f'create view "{schema}"."{view}" as select * exclude ({ROW}) from "{source}"')
             for stage in stages:
-                if main := _long_view(stage):
-                    connection.execute(f'create view "{schema}"."{stage.name}" as {main.format(schema=schema)}')
+                if main := _long_view(stage, schema):
+                    connection.execute(f'create view "{schema}"."{stage.name}" as {main}')
         connection.execute("set enable_external_access = false")
         connection.execute("set lock_configuration = true")
         return connection
 
 
-def _long_view(stage: Stage) -> str | None:
+def _long_view(stage: Stage, schema: str) -> str | None:
     """SQL for the stage under its own name: the dense signal unnested into rows, or the raw observations."""
     if "observations" in stage.tables:
-        return f'select * from "{{schema}}"."{stage.name}_observations"'
+        return f'select * from "{schema}"."{stage.name}_observations"'
     blocks: dict[str, list[str]] = stage.facts.get("dense", {})
     if not blocks:
         return None
@@ -197,10 +201,10 @@ def _long_view(stage: Stage) -> str | None:
             quoted = name.replace('"', "")
             columns.append(f'case when "{table}".observed[{cell}] then "{table}".values[{cell}] end as "{quoted}"')
         owner = "harmonized" if table == "signal" else stage.name
-        joins.append(f'"{{schema}}"."{owner}_{table}" as "{table}"')
+        joins.append(f'"{schema}"."{owner}_{table}" as "{table}"')
     first, *rest = joins
     tables = first + "".join(f" join {other} using (time)" for other in rest)
-    order = '"{schema}"."harmonized_entities"'
+    order = f'"{schema}"."harmonized_entities"'
     return f"select e.entity, time, {', '.join(columns)} from {tables} cross join {order} as e"
 
 
@@ -216,12 +220,29 @@ def data_version(tables: dict[str, pl.DataFrame], facts: dict[str, Any]) -> str:
     return digest.hexdigest()[:16]
 
 
+# Keeps the separator and the mark of a null apart from text that holds them.
+_ESCAPED = {0: "\x020", 1: "\x021", 2: "\x022"}
+
+
 def _bytes(column: pl.Series) -> bytes:
     if isinstance(column.dtype, pl.List):
         lengths = column.list.len().to_numpy().tobytes()
         inner = column.explode(empty_as_null=False)
         return lengths + _bytes(inner)
+    if isinstance(column.dtype, pl.Array):
+        return _bytes(column.arr.to_list())
+    if isinstance(column.dtype, pl.Struct):
+        valid = column.is_not_null().to_numpy().tobytes() if column.null_count() else b""
+        return valid + b"".join(_bytes(field) for field in column.struct.unnest().iter_columns())
+    if isinstance(column.dtype, pl.Categorical | pl.Enum | pl.Decimal):
+        return _bytes(column.cast(pl.String))
+    if column.dtype == pl.Binary:
+        return _bytes(column.bin.encode("hex"))
     if column.dtype == pl.String:
+        if column.str.contains(r"[\x00-\x02]").any():
+            column = pl.Series(
+                [None if v is None else v.translate(_ESCAPED) for v in column.to_list()], dtype=pl.String
+            )
         return "\x00".join(["\x01" if v is None else v for v in column.to_list()]).encode()
     physical = column.to_physical()
     valid = physical.is_not_null().to_numpy().tobytes() if physical.null_count() else b""

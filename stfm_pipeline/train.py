@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -193,10 +193,10 @@ class Fit(pl.LightningModule):
 
 
 class Curve(Callback):
-    """Learning curve: kept, handed to `report`, and said in a log line per epoch where there is no terminal."""
+    """Learning curve: kept, handed to `report`, and said in a log line per epoch."""
 
-    def __init__(self, name: str, say: bool, report: Any) -> None:
-        self.name, self.say, self.report = name, say, report
+    def __init__(self, name: str, report: Any) -> None:
+        self.name, self.report = name, report
         self.rows: list[dict[str, float]] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -217,10 +217,7 @@ class Curve(Callback):
         row["train_loss"] = float(trainer.callback_metrics["train_loss"])
         if self.report is not None:
             self.report(row)
-        if self.say:
-            log.info(
-                "%s epoch %d: train %.4f, val %.4f", self.name, row["epoch"] + 1, row["train_loss"], row["val_loss"]
-            )
+        log.info("%s epoch %d: train %.4f, val %.4f", self.name, row["epoch"] + 1, row["train_loss"], row["val_loss"])
 
 
 def fit(
@@ -278,7 +275,7 @@ def _drive(
     resume = ModelCheckpoint(
         dirpath=folder, filename="last", monitor=None, save_top_k=1, enable_version_counter=False, every_n_epochs=1
     )
-    curve = Curve(f"{panel.problem.dataset} {system.name} seed {seed}", not terminal, report)
+    curve = Curve(f"{panel.problem.dataset} {system.name} seed {seed}", report)
     bars: list[Callback] = []
     if terminal:
         from lightning.pytorch.callbacks import RichProgressBar
@@ -325,7 +322,3 @@ def _peak_mb() -> float:
 
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used / (1024 if sys.platform != "darwin" else 1024 * 1024)
-
-
-def training_facts(rule: Training | None) -> dict[str, Any]:
-    return asdict(rule) if rule else {}

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stfm_pipeline.datasets.catalog import get_dataset
@@ -156,7 +157,7 @@ class Panel:
     problem: Problem
     arrays: Arrays
     parts: dict[Part, slice]
-    times: np.ndarray[Any, np.dtype[np.datetime64]]
+    times: NDArray[Any]
     inputs: dict[str, str]
 
     def origins(self, part: Part) -> Int[Tensor, " w"]:

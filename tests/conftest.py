@@ -9,8 +9,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+# Shapes in annotations are checked in tests and free in production.
+SHAPED = ("windows", "tasks", "backbones", "systems", "forecaster", "evaluate.metrics", "evaluate.calibration")
+install_import_hook([f"stfm_pipeline.{name}" for name in SHAPED], "beartype.beartype")
 
 import pytest
 from fixtures.synthetic import make_dataset
@@ -60,12 +67,24 @@ def synthetic(add_dataset: Callable[[Dataset], Dataset]) -> Dataset:
     return add_dataset(make_dataset())
 
 
+@pytest.fixture(scope="session")
+def enriched_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home whose lake holds the synthetic dataset down to `enriched`; made once, only ever copied."""
+    settings = Settings(home=tmp_path_factory.mktemp("enriched"))
+    catalog.register(make_dataset())
+    try:
+        for stage in STEPS:
+            outcome = materialize("synthetic", stage, Lake(settings.lake_uri), settings)
+            assert outcome.stage is not None, outcome.checks
+    finally:
+        catalog._registered.pop("synthetic", None)
+    return settings.root
+
+
 @pytest.fixture
-def enriched(synthetic: Dataset, lake: Lake, settings: Settings) -> Lake:
-    """A lake in which the synthetic dataset has come down the data road."""
-    for stage in STEPS:
-        outcome = materialize("synthetic", stage, lake, settings)
-        assert outcome.stage is not None, outcome.checks
+def enriched(enriched_home: Path, synthetic: Dataset, lake: Lake) -> Lake:
+    """A lake of the test's own in which the synthetic dataset has come down the data road."""
+    shutil.copytree(enriched_home / "lake", lake.uri)
     return lake
 
 

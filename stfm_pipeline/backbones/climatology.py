@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stfm_pipeline.tasks.forecasting import Inputs
@@ -29,7 +30,7 @@ def training_median(panel: Panel) -> Float[Tensor, "n c"]:
     return torch.from_numpy(np.where(np.isnan(own), np.nan_to_num(whole), own).astype(np.float32))
 
 
-def _known(panel: Panel) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _known(panel: Panel) -> NDArray[np.float32]:
     train = panel.parts["train"]
     values, observed = panel.arrays.values[train].numpy(), panel.arrays.observed[train].numpy()
     return np.where(observed, values, np.float32(np.nan))

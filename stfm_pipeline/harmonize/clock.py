@@ -15,10 +15,10 @@ from stfm_pipeline.errors import ContractError
 _UNITS_US = {"s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
 
 
-def step_us(step: str) -> int:
-    """Length of a duration such as `5m`, `1h`, `1d` in microseconds."""
+def step_us(step: str, zero: bool = False) -> int:
+    """Length of a duration such as `5m`, `1h`, `1d` in microseconds; `zero` allows `0h`."""
     match = re.fullmatch(r"(\d+)([smhd])", step)
-    if not match:
+    if not match or (int(match[1]) == 0 and not zero):
         raise ContractError("not a step length", expected="a number and s, m, h or d, e.g. '1h'", found=repr(step))
     return int(match[1]) * _UNITS_US[match[2]]
 
@@ -54,6 +54,10 @@ def clock_of(rows: pl.DataFrame, rule: Harmonize) -> NDArray[np.datetime64]:
     first, last = rows["time"].min(), rows["time"].max()
     if first is None or last is None:
         raise ContractError("no observations", expected="at least one row", found="an empty table")
+    if naive := [str(edge) for edge in (rule.start, rule.end) if edge is not None and edge.tzinfo is None]:
+        raise ContractError(
+            "the clock's start or end carries no time zone", offenders=naive, fix="write it as 2024-01-01T00:00:00Z"
+        )
     start, end = pl.Series([rule.start or first, rule.end or last]).cast(pl.Int64).to_list()
     if rule.end is None:
         end += step

@@ -21,7 +21,7 @@ def apply_channel_rules(values: Values, observed: Mask, channels: tuple[Channel,
     for k, channel in enumerate(channels):
         v, o = values[..., k], observed[..., k]
         before = int(o.sum())
-        coded = np.isin(v, channel.missing) & o if channel.missing else np.zeros_like(o)
+        coded = np.isin(v, np.array(channel.missing, v.dtype)) & o if channel.missing else np.zeros_like(o)
         o &= ~coded
         outside = np.zeros_like(o)
         if channel.minimum is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 import polars as pl
@@ -19,6 +20,8 @@ from stfm_pipeline.tables import Check, Edges, Entities, Signal, entity_hash, ob
 def check_raw(spec: DatasetSpec, raw: dict[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
     """Raw tables that keep their contracts; the entity order is that of `entities`, or sorted where there is none."""
     fix = f"mend the source or the reader of '{spec.name}'"
+    if missing := [t for t in ("observations", *(j.table for j in spec.joins)) if t not in raw]:
+        raise ContractError("the reader gives no such tables", found=", ".join(raw), offenders=missing, fix=fix)
     tables = dict(raw)
     tables["observations"] = validate("observations", raw["observations"], observations(spec.channel_names), fix)
     if "entities" not in raw:
@@ -30,6 +33,11 @@ def check_raw(spec: DatasetSpec, raw: dict[str, pl.DataFrame]) -> dict[str, pl.D
         if column not in tables["entities"].columns:
             tables["entities"] = tables["entities"].with_columns(pl.lit(None, pl.String).alias(column))
     tables["entities"] = validate("entities", tables["entities"], Entities, fix)
+    zones = {spec.zone, *tables["entities"]["zone"].drop_nulls()}
+    if unknown := sorted(z for z in zones if not _is_zone(z)):
+        raise ContractError(
+            "unknown time zones", expected="IANA names such as 'Europe/Berlin'", offenders=unknown, fix=fix
+        )
     if "edges" in raw:
         dated = raw["edges"] if "time" in raw["edges"].columns else raw["edges"].with_columns(time=None)
         tables["edges"] = validate("edges", dated, Edges, fix)
@@ -60,11 +68,12 @@ def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFr
     report["rows_outside_the_clock"] = len(
         rows.filter((pl.col("time") < _stamp(times[0])) | (pl.col("time") > _stamp(times[-1])))
     )
+    # A row that says nothing about a channel leaves it unobserved; a step without any row holds its `absent` value.
+    _, seen = scatter(rows.select("entity", "time", row=1.0), times, names, ("row",))
     for k, channel in enumerate(spec.channels):
         if channel.absent is not None:
-            gap = ~observed[..., k]
-            values[..., k][gap] = channel.absent
-            observed[..., k] = True
+            values[..., k][~seen[..., 0]] = channel.absent
+            observed[..., k] |= ~seen[..., 0]
     masked = apply_channel_rules(values, observed, spec.channels)
     for k, channel in enumerate(spec.channels):
         if not observed[..., k].any():
@@ -107,6 +116,14 @@ def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFr
     )
     result.checks.extend(contract(spec, signal, result, parts))
     return result
+
+
+def _is_zone(name: str) -> bool:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return False
+    return True
 
 
 def _stamp(moment: np.datetime64) -> pl.Expr:

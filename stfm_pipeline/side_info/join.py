@@ -25,6 +25,13 @@ def join_side_table(
         raise ContractError(
             f"side table '{rule.table}' lacks columns", found=", ".join(table.columns), offenders=missing
         )
+    if getattr(table.schema["time"], "time_zone", None) is None:
+        raise ContractError(
+            f"side table '{rule.table}': times carry no time zone",
+            found=str(table.schema["time"]),
+            fix="state the zone: `to_utc(pl.col('time'), zone=...)`",
+        )
+    table = table.with_columns(pl.col("time").dt.convert_time_zone("UTC"))
     stations = table["entity"].unique().sort().to_list()
     places = entities if rule.via == "entity" else stations
     if rule.availability == "past":
@@ -40,16 +47,16 @@ def join_side_table(
 def as_of(table: pl.DataFrame, rule: Join, times: Times, places: list[str]) -> tuple[Values, Mask]:
     """The latest row known when a step ends, at most `tolerance` old; each column looks back on its own."""
     step = int((times[1] - times[0]).astype(np.int64))
-    lag = step_us(rule.lag)
-    tolerance = step_us(rule.tolerance) if rule.tolerance else 0
+    lag = step_us(rule.lag, zero=True)
+    tolerance = step_us(rule.tolerance, zero=True) if rule.tolerance else 0
     t, n = len(times), len(places)
     values = np.zeros((t, n, len(rule.columns)), np.float32)
     observed = np.zeros(values.shape, np.bool_)
     ends = times.astype(np.int64) + step
     for i, place in enumerate(places):
-        rows = table.filter(pl.col("entity") == place).sort("time")
+        rows = table.filter(pl.col("entity") == place).sort("time", maintain_order=True)
         for k, column in enumerate(rule.columns):
-            series = rows.select("time", column).drop_nulls()
+            series = rows.select("time", pl.col(column).cast(pl.Float32)).filter(pl.col(column).is_finite())
             known = times_of(series["time"]).astype(np.int64) + step + lag
             if not len(known):
                 continue

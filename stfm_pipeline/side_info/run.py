@@ -80,5 +80,7 @@ def _past_half_holds(
 ) -> bool:
     half = len(signal.times) // 2
     cut = pl.lit(signal.times[half].astype(np.int64)).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    again, mask = join_side_table(table.filter(pl.col("time") < cut), rule, signal.times[:half], names, adjacency)
+    # Later values are blanked and not cut off: which stations there are is known throughout.
+    by_then = [pl.when(pl.col("time").dt.convert_time_zone("UTC") < cut).then(c).alias(c) for c in rule.columns]
+    again, mask = join_side_table(table.with_columns(by_then), rule, signal.times[:half], names, adjacency)
     return np.array_equal(again, values[:half]) and np.array_equal(mask, observed[:half])
