@@ -74,7 +74,7 @@ def enriched_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     catalog.register(make_dataset())
     try:
         for stage in STEPS:
-            outcome = materialize("synthetic", stage, Lake(settings.lake_uri), settings)
+            outcome = materialize("synthetic", stage, Lake(str(settings.root / "lake")), settings)
             assert outcome.stage is not None, outcome.checks
     finally:
         catalog._registered.pop("synthetic", None)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import duckdb
 import numpy as np
 import polars as pl
@@ -76,16 +78,33 @@ def test_sql_sees_the_dense_signal_as_rows_with_nulls_where_unobserved(enriched:
 
 
 @pytest.mark.parametrize(
-    "query",
+    ("query", "why"),
     [
-        "select * from read_csv('/etc/hostname')",
-        "copy (select 1) to 'stfm-should-not-exist.csv'",
-        "set enable_external_access = true",
+        ("select * from read_csv('{inside}')", "file system operations are disabled"),
+        ("select * from read_text('{inside}')", "file system operations are disabled"),
+        ("select * from '{inside}'", "file system operations are disabled"),
+        ("select * from glob('{folder}/*')", "file system operations are disabled"),
+        ("copy (select 1) to '{outside}'", "file system operations are disabled"),
+        ("attach '{outside}' as other", "file system operations are disabled"),
+        ("export database '{outside}'", "file system operations are disabled"),
+        ("install httpfs", "disabled"),
+        ("load httpfs", "disabled"),
+        ("set enable_external_access = true", "configuration has been locked"),
+        ("set lock_configuration = false", "configuration has been locked"),
+        ("reset enable_external_access", "configuration has been locked"),
+        ("select * from secret_frame", "does not exist"),
     ],
 )
-def test_sql_cannot_reach_outside_the_lake(enriched: Lake, query: str) -> None:
-    with pytest.raises(duckdb.Error):
-        enriched.connect().execute(query)
+def test_sql_cannot_reach_outside_the_lake(lake: Lake, tmp_path: Path, query: str, why: str) -> None:
+    publish(lake, 1.0)
+    secret_frame = pl.DataFrame({"secret": [1]})
+    inside, outside = tmp_path / "secret.csv", tmp_path / "stolen"
+    secret_frame.write_csv(inside)
+    connection = lake.connect()
+    with pytest.raises(duckdb.Error, match=why):
+        connection.execute(query.format(inside=inside, outside=outside, folder=tmp_path))
+    assert not outside.exists()
+    assert connection.execute("select count(*) from d.raw").fetchall() == [(3,)]
 
 
 def test_data_version_is_the_content(lake: Lake) -> None:
@@ -99,3 +118,124 @@ def test_data_version_is_the_content(lake: Lake) -> None:
     ]
     versions = {data_version({"t": f}, {"x": 1}) for f in changed} | {data_version({"t": frame}, {"x": 2}), same}
     assert len(versions) == 5
+
+
+def test_a_crash_between_two_tables_leaves_both_as_they_were(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pair(value: int) -> dict[str, pl.DataFrame]:
+        return {"one": pl.DataFrame({"v": [value]}), "two": pl.DataFrame({"v": [value], f"only_{value}": [value]})}
+
+    def put(value: int) -> None:
+        lake.publish("d", "embedded", pair(value), fingerprint=str(value), facts={}, inputs={})
+
+    put(1)
+    with monkeypatch.context() as broken:
+        write = Lake._write
+
+        def crash(self: Lake, path: str, *args: object, **kwargs: object) -> int:
+            if path.endswith("two"):
+                raise KeyboardInterrupt
+            return write(self, path, *args, **kwargs)
+
+        broken.setattr(Lake, "_write", crash)
+        with pytest.raises(KeyboardInterrupt):
+            put(2)
+    stage = lake.require("d", "embedded")
+    assert {t: lake.read(stage, t)["v"].to_list() for t in ("one", "two")} == {"one": [1], "two": [1]}
+    put(3)
+    first, third = lake.history("d", "embedded")
+    assert lake.read(third, "two").columns == ["v", "only_3"]
+    assert lake.read(first, "two").columns == ["v", "only_1"], "an old state keeps its columns as well as its rows"
+
+
+def test_sql_reads_the_last_published_state_and_names_with_hyphens(lake: Lake) -> None:
+    for value in (1.0, 2.0):
+        frame = pl.DataFrame({"entity": ["x"], "value": [value]})
+        lake.publish("a-b-c", "raw", {"observations": frame}, fingerprint="f", facts={}, inputs={})
+    connection = lake.connect()
+    assert connection.execute("select value from a_b_c.raw").fetchall() == [(2.0,)]
+    assert connection.execute("select * from a_b_c.raw_observations").fetchall() == [("x", 2.0)]
+
+
+@pytest.mark.parametrize("name", ["temp", "system", "memory", "main", "information-schema", "pg-catalog", "select"])
+def test_a_dataset_with_a_name_that_sql_knows_spoils_no_other(lake: Lake, name: str) -> None:
+    publish(lake, 1.0)
+    frame = pl.DataFrame({"entity": ["x"], "value": [5.0]})
+    lake.publish(name, "raw", {"observations": frame}, fingerprint="f", facts={}, inputs={})
+    connection = lake.connect()
+    assert connection.execute("select count(*) from d.raw").fetchall() == [(3,)]
+    schema = connection.execute(
+        "select table_schema from information_schema.tables where table_name = 'raw' and table_schema <> 'd'"
+    ).fetchall()
+    assert [s.rstrip("_") for (s,) in schema] == [name.replace("-", "_")]
+    assert connection.execute(f'select value from "{schema[0][0]}".raw').fetchall() == [(5.0,)]
+
+
+def test_sql_copes_with_braces_in_a_channel_name(lake: Lake) -> None:
+    signal = pl.DataFrame({"time": [0, 1], "values": [[1.0], [0.0]], "observed": [[True], [False]]})
+    tables = {"signal": signal, "entities": pl.DataFrame({"index": [0], "entity": ["a"]})}
+    facts = {"dense": {"signal": ["flow {veh/h}"]}}
+    lake.publish("d", "harmonized", tables, fingerprint="f", facts=facts, inputs={})
+    rows = lake.connect().execute('select time, "flow {veh/h}" from d.harmonized order by time').fetchall()
+    assert rows == [(0, 1.0), (1, None)]
+
+
+def test_the_long_view_of_the_count_is_the_dense_signal_cell_by_cell(enriched: Lake) -> None:
+    stage = enriched.require("synthetic", "harmonized")
+    entities = enriched.read(stage, "entities")["entity"].to_list()
+    signal = Signal.from_frame(enriched.read(stage, "signal"), entities, ["count", "level"])
+    for n, entity in enumerate(entities):
+        query = "select time, count, level from synthetic.harmonized where entity = ? order by time"
+        rows = enriched.connect().sql(query, params=[entity]).pl()
+        assert rows["count"].to_list() == signal.values[:, n, 0].tolist()
+        expected = np.where(signal.observed[:, n, 1], signal.values[:, n, 1], np.nan)
+        assert np.array_equal(rows["level"].to_numpy(), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (pl.Series(["a\0b", "c"]), pl.Series(["a", "b\0c"])),
+        (pl.Series(["a", None]), pl.Series(["a", "\x01"])),
+        (pl.Series(["\x00"]), pl.Series(["\x020"])),
+        (pl.Series([True, None]), pl.Series([True, False])),
+        (pl.Series([1.0, None]), pl.Series([1.0, float("nan")])),
+        (pl.Series([[1], None]), pl.Series([[1], []], dtype=pl.List(pl.Int64))),
+        (pl.Series([[True, False]]), pl.Series([[True, True]])),
+        (pl.Series([1]), pl.Series([1.0])),
+        (pl.Series(["a", "b"], dtype=pl.Categorical), pl.Series(["a", "c"], dtype=pl.Categorical)),
+        (pl.Series([[1, 2]], dtype=pl.Array(pl.Int64, 2)), pl.Series([[1, 3]], dtype=pl.Array(pl.Int64, 2))),
+        (pl.Series([{"s": "x"}]), pl.Series([{"s": "y"}])),
+        (pl.Series([{"s": None}]), pl.Series([None], dtype=pl.Struct({"s": pl.Null}))),
+        (pl.Series([b"x"]), pl.Series([b"y"])),
+    ],
+)
+def test_data_version_tells_apart_what_differs_and_is_the_same_for_what_does_not(
+    one: pl.Series, other: pl.Series
+) -> None:
+    def version(column: pl.Series) -> str:
+        return data_version({"t": pl.DataFrame({"x": column})}, {})
+
+    assert version(one) != version(other)
+    again = pl.Series(one.to_list(), dtype=one.dtype)
+    assert version(one) == version(again)
+
+
+def test_data_version_does_not_depend_on_chunks_or_on_the_order_of_tables() -> None:
+    parts = [pl.DataFrame({"s": ["a", "b"], "l": [[1.0], [2.0, 3.0]]}), pl.DataFrame({"s": ["c"], "l": [[4.0]]})]
+    whole, pieces = pl.concat(parts, rechunk=True), pl.concat(parts, rechunk=False)
+    other = pl.DataFrame({"v": [1]})
+    assert data_version({"a": whole, "b": other}, {}) == data_version({"b": other, "a": pieces}, {})
+    assert data_version({"a": whole, "b": other}, {}) != data_version({"b": whole, "a": other}, {})
+
+
+def test_one_changed_cell_or_mask_bit_of_a_signal_changes_its_data_version() -> None:
+    times = np.arange(50).astype("datetime64[h]").astype("datetime64[us]")
+    values, observed = np.ones((50, 3, 2), np.float32), np.ones((50, 3, 2), np.bool_)
+
+    def version(v: np.ndarray, o: np.ndarray) -> str:
+        return data_version({"signal": Signal(times, ("a", "b", "c"), ("x", "y"), v, o).to_frame()}, {})
+
+    cell, bit = values.copy(), observed.copy()
+    cell[49, 2, 1] = np.nextafter(np.float32(1), np.float32(2))
+    bit[49, 2, 1] = False
+    assert len({version(values, observed), version(cell, observed), version(values, bit)}) == 3

@@ -77,9 +77,7 @@ def test_a_signal_survives_its_frame() -> None:
         ("time", [None, T0], "time"),
     ],
 )
-def test_rows_without_a_key_are_refused_with_the_rule_and_the_row(
-    column: str, values: list[object], rule: str
-) -> None:
+def test_rows_without_a_key_are_refused_with_the_rule_and_the_row(column: str, values: list[object], rule: str) -> None:
     with pytest.raises(ContractError, match="1 of 2 rows break the contract") as caught:
         validate("observations", rows(**{column: values}), observations(["v"]), "mend the reader")
     assert f"{rule}|" in (caught.value.expected or "")

@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
+from fixtures.synthetic import make_dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from stfm_pipeline.datasets.spec import Dataset, Embed
 from stfm_pipeline.errors import StfmError
 from stfm_pipeline.lake import Lake
+from stfm_pipeline.road import STEPS, materialize
 from stfm_pipeline.settings import Settings
-from stfm_pipeline.windows import Arrays, Panel, code_categories, load_panel
+from stfm_pipeline.tables import Signal
+from stfm_pipeline.windows import Arrays, Panel, Problem, code_categories, load_panel
 
 
 @pytest.fixture
@@ -81,3 +88,135 @@ def test_categories_that_training_never_saw_are_coded_zero() -> None:
         [3, 0],
         [0, 2],
     ]
+
+
+def problem_of(n: int, look_back: int, horizon: int, steps_per_day: int) -> Problem:
+    return Problem(
+        dataset="d",
+        kind="graph",
+        look_back=look_back,
+        horizon=horizon,
+        entities=tuple(f"e{i}" for i in range(n)),
+        channels=("x",),
+        minimum=(None,),
+        step_us=3_600_000_000,
+        steps_per_day=steps_per_day,
+        zones=("UTC",),
+        zone="UTC",
+        country=None,
+        seasons=(24,),
+        past=("f",),
+        ahead=("g",),
+        loss="mae",
+        tensors={},
+    )
+
+
+@given(st.data(), st.integers(1, 4), st.integers(1, 9), st.integers(1, 5), st.integers(1, 12))
+def test_gathering_is_naive_slicing_of_every_array(
+    data: st.DataObject, n: int, look_back: int, horizon: int, day: int
+) -> None:
+    problem = problem_of(n, look_back, horizon, day)
+    t = look_back + horizon + data.draw(st.integers(0, 6))
+    origins = data.draw(st.lists(st.integers(look_back, t - horizon), min_size=1, max_size=6))
+    number = iter(range(10**6))
+
+    def array(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        flat = [next(number) for _ in range(int(np.prod((t, *shape))))]
+        filled = torch.tensor(flat).reshape(t, *shape)
+        return (filled * 7 % 3 == 0) if dtype == torch.bool else filled.to(dtype)
+
+    arrays = Arrays(
+        values=array(n, 1),
+        observed=array(n, 1, dtype=torch.bool),
+        calendar=array(1, 3, dtype=torch.int64),
+        offset=array(1, dtype=torch.int64),
+        past=array(n, 1),
+        past_observed=array(n, 1, dtype=torch.bool),
+        ahead=array(n, 1),
+        ahead_observed=array(n, 1, dtype=torch.bool),
+    )
+    window = arrays.gather(torch.tensor(origins), problem, ("past", "ahead"))
+    recent = min(look_back, day)
+    for i, origin in enumerate(origins):
+        spans = {"past": slice(origin - recent, origin), "ahead": slice(origin, origin + horizon)}
+        for field in fields(Arrays):
+            span = spans.get(field.name.split("_")[0], slice(origin - look_back, origin + horizon))
+            assert torch.equal(getattr(window, field.name)[i], getattr(arrays, field.name)[span]), field.name
+
+
+def test_arrays_stay_on_disk_and_a_write_to_a_window_reaches_neither_them_nor_the_cache(
+    panel: Panel, enriched: Lake, settings: Settings
+) -> None:
+    (folder,) = (settings.cache / "panels").iterdir()
+    stored = np.load(folder / "values.npy", mmap_mode="r", allow_pickle=False)
+    assert isinstance(stored, np.memmap)
+    assert np.array_equal(stored, panel.arrays.values.numpy())
+    assert not any(p.name.startswith(".build-") for p in (settings.cache / "panels").iterdir())
+    window = panel.arrays.gather(torch.tensor([100]), panel.problem)
+    before = panel.arrays.values[99].clone()
+    window.values.fill_(123.0)
+    assert torch.equal(panel.arrays.values[99], before)
+    panel.arrays.values[99] = 5.0
+    assert torch.equal(load_panel(enriched, "synthetic", settings.cache).arrays.values[99], before)
+
+
+def test_the_cache_is_used_again_until_the_data_changes(
+    enriched: Lake, settings: Settings, add_dataset: Callable[[Dataset], Dataset]
+) -> None:
+    load_panel(enriched, "synthetic", settings.cache)
+    (folder,) = (settings.cache / "panels").iterdir()
+    made = folder.stat().st_mtime_ns
+    load_panel(enriched, "synthetic", settings.cache, look_back=24)
+    assert [f.stat().st_mtime_ns for f in (settings.cache / "panels").iterdir()] == [made]
+
+    add_dataset(make_dataset(seed=1))
+    for stage in STEPS:
+        materialize("synthetic", stage, enriched, settings, force=stage == "raw")
+    panel = load_panel(enriched, "synthetic", settings.cache)
+    assert len(list((settings.cache / "panels").iterdir())) == 2
+    stage = enriched.require("synthetic", "harmonized")
+    assert panel.inputs["harmonized"] == stage.data_version
+    signal = Signal.from_frame(enriched.read(stage, "signal"), panel.problem.entities, panel.problem.channels)
+    tensors = panel.problem.tensors
+    back = panel.arrays.values * tensors["std"] + tensors["mean"]
+    mask = torch.from_numpy(signal.observed)
+    assert torch.equal(panel.arrays.observed, mask)
+    assert torch.allclose(back[mask], torch.from_numpy(signal.values)[mask], atol=1e-3)
+
+
+def test_an_enriched_stage_behind_its_inputs_is_refused(
+    enriched: Lake, settings: Settings, add_dataset: Callable[[Dataset], Dataset]
+) -> None:
+    add_dataset(make_dataset(embed=Embed(eigenvectors=2, patch_size=2)))
+    materialize("synthetic", "embedded", enriched, settings)
+    with pytest.raises(StfmError, match="made from an older embedded stage") as caught:
+        load_panel(enriched, "synthetic", settings.cache)
+    assert caught.value.fix == "run `stfm run synthetic`"
+
+
+def test_the_last_known_side_row_of_a_window_is_the_one_before_its_origin(panel: Panel, enriched: Lake) -> None:
+    stage = enriched.require("synthetic", "enriched")
+    block = Signal.from_frame(enriched.read(stage, "past"), panel.problem.entities, panel.problem.past)
+    window = panel.arrays.gather(torch.tensor([300]), panel.problem, ("past",))
+    tensors = panel.problem.tensors
+    last = window.past[0, -1] * tensors["past_std"] + tensors["past_mean"]
+    assert torch.allclose(last, torch.from_numpy(block.values[299].copy()), atol=1e-4)
+    assert window.past_observed[0, -1].any()
+    assert window.ahead.shape[-1] == 0
+
+
+def test_a_look_back_longer_than_the_head_start_of_a_part_reaches_before_it(panel: Panel, enriched: Lake) -> None:
+    assert panel.parts["val"].start - panel.problem.look_back < panel.parts["train"].stop
+    batches = list(panel.batches(panel.origins("val"), 50))
+    assert torch.equal(torch.cat([o for o, _ in batches]), panel.origins("val"))
+    first = batches[0][1].values[0]
+    assert torch.equal(first[:48], panel.arrays.values[panel.parts["train"].stop - 48 : panel.parts["train"].stop])
+
+
+def test_adjacency_rows_sum_to_one_or_are_empty_and_zones_are_indexed(panel: Panel) -> None:
+    tensors = panel.problem.tensors
+    assert torch.allclose(tensors["adjacency"].sum(1), torch.ones(6))
+    assert [panel.problem.zones[i] for i in tensors["zone"].tolist()] == ["America/New_York"] * 3 + [
+        "Europe/Zurich"
+    ] * 3

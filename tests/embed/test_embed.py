@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from datetime import date
+from datetime import UTC, date, datetime
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import polars as pl
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 
 from stfm_pipeline.embed.frequency import dominant_periods
 from stfm_pipeline.embed.run import embed
-from stfm_pipeline.embed.spatial import balanced_patches, laplacian_eigenvectors
-from stfm_pipeline.embed.temporal import calendar, holiday_codes
+from stfm_pipeline.embed.spatial import balanced_patches, laplacian_eigenvectors, normalized_coordinates
+from stfm_pipeline.embed.spatial import embed as embed_places
+from stfm_pipeline.embed.temporal import calendar, holiday_codes, vocabulary
 from stfm_pipeline.errors import ContractError
 from stfm_pipeline.harmonize.run import harmonize
 from stfm_pipeline.tables import Signal
@@ -104,3 +106,112 @@ def test_categories_that_training_never_saw_are_reported() -> None:
     assert result.facts["unseen_categories"] == []
     cut = embed(spec.model_copy(update={"country": None}), harmonize(spec, tables()).tables)
     assert cut.facts["unseen_categories"] == ["holiday 1", "holiday 2"]
+
+
+@pytest.mark.parametrize("zone", ["America/New_York", "Europe/Zurich", "Asia/Kolkata", "Australia/Lord_Howe"])
+@pytest.mark.parametrize("start", ["2024-03-09T00", "2024-03-30T00", "2024-10-26T00", "2024-12-30T00"])
+def test_the_calendar_agrees_with_the_standard_library_hour_by_hour(zone: str, start: str) -> None:
+    times = hours(start, 72)
+    table = calendar(times, [zone], HOUR, None)
+    for row in table.to_dicts():
+        local = row["time"].astimezone(ZoneInfo(zone))
+        assert row["tod"] == local.hour
+        assert row["dow"] == local.weekday()
+        shift = local.utcoffset()
+        assert shift is not None
+        assert abs(row["offset"] - shift.total_seconds() / 3600) <= 0.5
+        angle = (local.hour + local.minute / 60) / 24 * 2 * np.pi
+        assert (row["day_sin"], row["day_cos"]) == pytest.approx((np.sin(angle), np.cos(angle)), abs=1e-6)
+
+
+def test_days_of_a_clock_change_have_23_and_25_hours() -> None:
+    table = calendar(hours("2024-01-01T05", 366 * 24), ["America/New_York"], HOUR, None)
+    days = table.with_columns(day=pl.col("time").dt.convert_time_zone("America/New_York").dt.date())
+    sizes = {d: n for d, n in days.group_by("day").len().iter_rows() if n != 24}
+    assert sizes == {date(2024, 3, 10): 23, date(2024, 11, 3): 25}
+    assert days.filter(pl.col("day") == date(2024, 3, 10))["tod"].to_list() == [0, 1, *range(3, 24)]
+    assert days.filter(pl.col("day") == date(2024, 11, 3))["tod"].to_list() == [0, 1, 1, *range(2, 24)]
+
+
+def test_a_holiday_is_a_civil_day_in_each_zone() -> None:
+    table = calendar(hours("2024-07-03T00", 72), ["America/New_York", "Asia/Tokyo"], HOUR, "US")
+    for code, zone in enumerate(["America/New_York", "Asia/Tokyo"]):
+        for row in table.filter(zone=code).to_dicts():
+            day = row["time"].astimezone(ZoneInfo(zone)).date()
+            assert row["holiday"] == {date(2024, 7, 3): 2, date(2024, 7, 4): 1}.get(day, 0), (zone, row["time"])
+
+
+def test_steps_of_five_minutes_and_of_a_day_have_their_own_times_of_day() -> None:
+    fine = calendar(hours("2024-01-01", 1) + np.arange(288) * np.timedelta64(300, "s"), ["UTC"], HOUR // 12, None)
+    assert fine["tod"].to_list() == list(range(288))
+    daily = calendar(hours("2024-01-01", 240)[::24], ["UTC"], HOUR * 24, None)
+    assert daily["tod"].to_list() == [0] * 10
+    counts = vocabulary(daily, datetime(2024, 1, 8, tzinfo=UTC), HOUR * 24)
+    assert counts.filter(feature="tod")["count"].to_list() == [7]
+
+
+def test_a_vocabulary_counts_the_training_part_alone() -> None:
+    table = calendar(hours("2024-01-01", 48), ["UTC"], HOUR, None)
+    counts = vocabulary(table, datetime(2024, 1, 1, 6, tzinfo=UTC), HOUR)
+    assert counts.filter(feature="tod")["count"].to_list() == [1] * 6 + [0] * 18
+    assert counts.filter(feature="dow")["count"].to_list() == [6] + [0] * 6
+    assert counts.filter(feature="tod")["code"].to_list() == list(range(24))
+
+
+def test_patches_do_not_depend_on_the_order_in_which_entities_are_listed() -> None:
+    xy = np.random.default_rng(0).normal(size=(50, 2))
+    order = np.random.default_rng(1).permutation(50)
+    assert np.array_equal(balanced_patches(xy, 7)[order], balanced_patches(xy[order], 7))
+
+
+def test_coordinates_keep_their_shape_on_the_ground() -> None:
+    xy = normalized_coordinates(np.array([10.0, 11.0, 10.0]), np.array([60.0, 60.0, 60.5]))
+    east, north = xy[1] - xy[0], xy[2] - xy[0]
+    assert np.abs(xy).max() == pytest.approx(1)
+    assert north[1] / east[0] == pytest.approx(1, abs=0.02), "at 60 degrees a degree east is half a degree north"
+    assert np.isnan(normalized_coordinates(np.full(2, np.nan), np.full(2, np.nan))).all()
+
+
+def test_entities_without_a_place_are_patched_along_their_edges() -> None:
+    names = list("abcdef")
+    entities = pl.DataFrame({"entity": names, "lon": [None] * 6, "lat": [None] * 6}).cast(
+        {"lon": pl.Float64, "lat": pl.Float64}
+    )
+    ties = [("a", "c"), ("c", "e"), ("e", "a"), ("b", "d"), ("d", "f"), ("f", "b")]
+    edges = pl.DataFrame(
+        {
+            "source": [s for s, _ in ties] + ["a"],
+            "target": [t for _, t in ties] + ["b"],
+            "weight": [1.0] * 6 + [0.01],
+        }
+    )
+    table = embed_places(entities, edges, 2, 3)
+    patch = dict(table.select("entity", "patch").iter_rows())
+    assert patch["a"] == patch["c"] == patch["e"] != patch["b"] == patch["d"] == patch["f"]
+    assert table["x"].null_count() == 6
+
+
+@given(st.integers(0, 50), st.integers(2, 12), st.integers(1, 15))
+def test_eigenvectors_are_orthonormal_and_short_of_entities_zero(seed: int, n: int, k: int) -> None:
+    weights = np.random.default_rng(seed).random((n, n)) + 0.01
+    vectors = laplacian_eigenvectors(weights, k)
+    real = min(k, n - 1)
+    assert vectors.shape == (n, k)
+    assert np.allclose(vectors[:, :real].T @ vectors[:, :real], np.eye(real), atol=1e-9)
+    assert (vectors[:, real:] == 0).all()
+    assert np.array_equal(vectors, laplacian_eigenvectors(weights.T.copy(), k)), "directions count alike"
+
+
+def test_periods_are_looked_for_in_the_training_part_and_gaps_do_not_pass_for_swings() -> None:
+    t = np.arange(24 * 40)
+    rng = np.random.default_rng(0)
+    values = (10 + np.sin(t * 2 * np.pi / 24)).astype(np.float32)[:, None, None]
+    values[24 * 30 :] = 10 + 50 * np.sin(t[24 * 30 :] * 2 * np.pi / 7)[:, None, None]
+    observed = rng.random(values.shape) < 0.8
+    values = np.where(observed, values, 0).astype(np.float32)
+    signal = Signal(hours("2024-01-01", len(t)), ("a",), ("x",), values, observed)
+    found = dominant_periods(signal, slice(0, 24 * 30), 3)
+    assert found["period"][0] == pytest.approx(24)
+    assert found["power"][0] > 0.5
+    assert found["rank"].to_list() == [1, 2, 3]
+    assert found["power"].is_sorted(descending=True)

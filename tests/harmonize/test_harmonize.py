@@ -5,11 +5,14 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import polars as pl
 import pytest
-from fixtures.synthetic import START, make_spec, tables
+from fixtures.synthetic import NAMES, START, make_spec, tables
+from hypothesis import given
+from hypothesis import strategies as st
 
-from stfm_pipeline.datasets.spec import Facts, Harmonize, Outliers, Split, Task
+from stfm_pipeline.datasets.spec import Channel, Facts, Harmonize, Outliers, Split, Task
 from stfm_pipeline.errors import ContractError
 from stfm_pipeline.harmonize.run import harmonize
+from stfm_pipeline.harmonize.split import draw, parts_of
 from stfm_pipeline.stage import Result
 from stfm_pipeline.tables import Signal
 
@@ -86,18 +89,48 @@ def test_a_split_without_windows_is_refused() -> None:
         harmonize(make_spec(split=Split(ratios=None, counts=(9000, 1, 0, 1))), tables())
 
 
+def test_the_planted_spikes_are_masked_and_nothing_else() -> None:
+    raw, plain = tables(), make_spec()
+    spec = make_spec(harmonize=Harmonize(step="1h", outliers=Outliers(threshold=8)))
+    before = signal_of(harmonize(plain, raw))
+    planted = [(30, 2, 900.0), (31, 4, -900.0), (1430, 0, 700.0)]
+    for hour, n, value in planted:
+        at = (pl.col("time") == START + timedelta(hours=hour)) & (pl.col("entity") == NAMES[n])
+        assert before.observed[hour, n, 1]
+        raw["observations"] = raw["observations"].with_columns(level=pl.when(at).then(value).otherwise("level"))
+    assert harmonize(plain, raw).facts["masked"]["level"].get("outliers") is None
+    result = harmonize(spec, raw)
+    after = signal_of(result)
+    assert (result.facts["masked"]["level"]["outliers"], result.facts["masked"]["count"]["outliers"]) == (3, 0)
+    gone = np.argwhere(before.observed[..., 1] & ~after.observed[..., 1]).tolist()
+    assert gone == [[hour, n] for hour, n, _ in planted]
+    assert all(after.values[hour, n, 1] == 0 for hour, n, _ in planted)
+
+
 def test_outliers_are_judged_by_training_values_alone() -> None:
+    """A level that moves for good after training stays far away, however much of it there is."""
     raw = tables()
     spec = make_spec(harmonize=Harmonize(step="1h", outliers=Outliers(threshold=8)))
-    spiked = raw["observations"].with_columns(
-        level=pl.when(pl.col("time") == START + timedelta(hours=30), pl.col("entity") == "c")
-        .then(900.0)
-        .otherwise("level")
-    )
-    raw["observations"] = spiked
-    result = harmonize(spec, raw)
-    assert result.facts["masked"]["level"]["outliers"] == 1
-    assert not signal_of(result).observed[30, 2, 1]
+    end = harmonize(spec, raw).tables["split"].filter(part="train")["end"][0]
+    late = pl.col("time") >= end
+    moved = raw["observations"].with_columns(level=pl.when(late).then(pl.col("level") + 500).otherwise("level"))
+    result = harmonize(spec, raw | {"observations": moved})
+    assert result.facts["masked"]["level"]["outliers"] == moved.filter(late)["level"].count()
+    assert not signal_of(result).observed[864:, :, 1].any()
+    assert result.passed
+
+
+def test_a_series_without_spread_keeps_its_values_and_gets_a_deviation_of_one() -> None:
+    raw = tables()
+    flat = pl.when(pl.col("entity") == "b", pl.col("time") != START).then(5.0).otherwise("level")
+    raw["observations"] = raw["observations"].with_columns(level=flat)
+    rule = Harmonize(step="1h", outliers=Outliers(threshold=8), scale_per="entity")
+    result = harmonize(make_spec(harmonize=rule), raw)
+    assert result.facts["masked"]["level"]["outliers"] == 0
+    only = raw["observations"].with_columns(level=pl.when(pl.col("entity") == "b").then(5.0).otherwise("level"))
+    scale = harmonize(make_spec(harmonize=rule), raw | {"observations": only}).tables["scaler"]
+    row = scale.filter(entity="b", channel="level").to_dicts()[0]
+    assert (row["mean"], row["std"]) == (5.0, 1.0)
 
 
 @pytest.mark.parametrize("per", ["channel", "entity"])
@@ -159,3 +192,166 @@ def test_rows_inside_a_step_are_floored_to_it() -> None:
     assert result.tables["signal"].equals(harmonize(make_spec(), tables()).tables["signal"])
     assert result.tables["signal"]["time"][0] == datetime(2023, 2, 20, tzinfo=UTC)
     assert np.isfinite(signal_of(result).values).all()
+
+
+@pytest.mark.parametrize("code", [-99.9, 0.1, 1e-7, 65535.0])
+def test_a_missing_code_is_found_although_values_are_stored_in_single_precision(code: float) -> None:
+    raw = tables()
+    raw["observations"] = raw["observations"].with_columns(
+        level=pl.when(pl.col("time") == START).then(code).otherwise("level")
+    )
+    channels = (
+        Channel(name="count", unit="1", absent=0),
+        Channel(name="level", unit="m", missing=(-1.0, code)),
+    )
+    result = harmonize(make_spec(channels=channels), raw)
+    rows = raw["observations"].filter(pl.col("time") == START)
+    assert result.facts["masked"]["level"]["missing_code"] == len(rows)
+    assert not signal_of(result).observed[0, :, 1].any()
+
+
+def test_limits_of_a_range_are_inside_it() -> None:
+    raw = tables()
+    level = raw["observations"]["level"].to_list()
+    level[:4] = [0.1, 0.3, 0.0999, 0.3001]
+    raw["observations"] = raw["observations"].with_columns(pl.Series("level", level))
+    channels = (make_spec().channels[0], Channel(name="level", unit="m", minimum=0.1, maximum=0.3))
+    assert signal_of(harmonize(make_spec(channels=channels), raw)).observed[0, :4, 1].tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+@pytest.mark.parametrize("unknown", [None, float("nan"), float("inf")])
+def test_a_step_without_a_row_counts_nothing_but_a_row_without_a_count_is_unknown(unknown: float | None) -> None:
+    raw = tables()
+    rows = raw["observations"].filter(~((pl.col("time") == START) & (pl.col("entity") == "b")))
+    at = (pl.col("time") == START) & (pl.col("entity") == "a")
+    raw["observations"] = rows.with_columns(count=pl.when(at).then(unknown).otherwise("count"))
+    signal = signal_of(harmonize(make_spec(), raw))
+    assert (signal.observed[0, 0, 0], signal.values[0, 0, 0]) == (False, 0)
+    assert (signal.observed[0, 1, 0], signal.values[0, 1, 0]) == (True, 0)
+    assert not signal.observed[0, 1, 1], "a measurement has no value for a step without a row"
+
+
+@pytest.mark.parametrize("rule", ["first", "last"])
+def test_of_several_rows_in_a_step_the_earliest_or_latest_counts_however_they_are_sorted(rule: str) -> None:
+    raw = tables()
+    rows = raw["observations"]
+    late = rows.with_columns(pl.col("time") + timedelta(minutes=40), level=pl.col("level") + 100)
+    early = rows.with_columns(pl.col("time") + timedelta(minutes=5))
+    shuffled = pl.concat([late, early]).sample(fraction=1, shuffle=True, seed=3)
+    spec = make_spec(harmonize=Harmonize(step="1h", duplicates=rule))
+    found = signal_of(harmonize(spec, raw | {"observations": shuffled}))
+    known = signal_of(harmonize(make_spec(), raw))
+    shift = 100 if rule == "last" else 0
+    assert np.allclose(found.values[..., 1], np.where(known.observed[..., 1], known.values[..., 1] + shift, 0))
+
+
+def test_the_mean_of_duplicates_leaves_out_what_is_not_a_number() -> None:
+    raw = tables()
+    first = raw["observations"].head(1)
+    more = [first.with_columns(count=pl.lit(v)) for v in (float("nan"), 7.0, None)]
+    rows = pl.concat([raw["observations"], *(m.cast(first.schema) for m in more)])
+    spec = make_spec(harmonize=Harmonize(step="1h", duplicates="mean"))
+    found = signal_of(harmonize(spec, raw | {"observations": rows})).values[0, 0, 0]
+    assert found == (first["count"][0] + 7) / 2
+
+
+def test_a_gap_in_the_clock_is_filled_with_masked_steps() -> None:
+    raw = tables()
+    hole = pl.col("time").is_between(START + timedelta(hours=100), START + timedelta(hours=109))
+    raw["observations"] = raw["observations"].filter(~hole)
+    result = harmonize(make_spec(), raw)
+    signal = signal_of(result)
+    assert result.facts["steps"] == 1440
+    assert not signal.observed[100:110, :, 1].any()
+    assert signal.observed[100:110, :, 0].all()
+    assert (signal.values[100:110] == 0).all()
+
+
+def test_a_stated_clock_cuts_rows_off_and_says_how_many() -> None:
+    rule = Harmonize(step="1h", start=START + timedelta(days=5), end=START + timedelta(days=55))
+    raw = tables()
+    result = harmonize(make_spec(harmonize=rule), raw)
+    inside = pl.col("time").is_between(rule.start, rule.end, closed="left")
+    assert result.facts["steps"] == 50 * 24
+    assert result.facts["report"]["rows_outside_the_clock"] == len(raw["observations"].filter(~inside))
+    assert result.facts["start"].startswith("2023-02-25T00:00")
+    assert result.facts["end"].startswith("2023-04-16T00:00")
+
+
+@pytest.mark.parametrize(
+    ("rule", "problem"),
+    [
+        (Harmonize(step="1h", start=datetime(2023, 2, 21)), "no time zone"),
+        (Harmonize(step="0h"), "not a step length"),
+        (Harmonize(step="1 hour"), "not a step length"),
+        (Harmonize(step="1mo"), "not a step length"),
+    ],
+)
+def test_a_clock_that_cannot_be_kept_is_refused(rule: Harmonize, problem: str) -> None:
+    with pytest.raises(ContractError, match=problem):
+        harmonize(make_spec(harmonize=rule), tables())
+
+
+def test_an_edge_counts_from_the_day_its_evidence_lies_in_training() -> None:
+    raw = tables()
+    end = harmonize(make_spec(), raw).tables["split"].filter(part="train")["end"][0]
+    dates = [None, end - timedelta(hours=5), end, end + timedelta(microseconds=1)]
+    raw["edges"] = pl.DataFrame(
+        {"source": ["a"] * 4, "target": ["b"] * 4, "weight": [1.0, 2.0, 4.0, 8.0], "time": dates},
+        schema_overrides={"time": pl.Datetime("us", "UTC")},
+    )
+    assert harmonize(make_spec(), raw).tables["edges"].to_dicts() == [{"source": "a", "target": "b", "weight": 7.0}]
+
+
+def test_without_entities_the_order_is_sorted_and_zones_come_from_the_spec() -> None:
+    raw = {k: v for k, v in tables().items() if k not in ("entities", "edges")}
+    result = harmonize(make_spec(), raw | {"observations": raw["observations"].reverse()})
+    assert result.tables["entities"]["entity"].to_list() == list(NAMES)
+    assert result.tables["entities"]["zone"].unique().to_list() == ["America/New_York"]
+    assert result.tables["edges"].is_empty()
+
+
+def test_per_entity_each_series_has_its_own_moments_and_a_thin_one_those_of_its_channel() -> None:
+    raw = tables()
+    thin = pl.when(pl.col("entity") == "f", pl.col("time") < START + timedelta(days=40)).then(None).otherwise("level")
+    raw["observations"] = raw["observations"].with_columns(level=thin)
+    result = harmonize(make_spec(harmonize=Harmonize(step="1h", scale_per="entity")), raw)
+    signal = signal_of(result)
+    scale = {(r["entity"], r["channel"]): r for r in result.tables["scaler"].to_dicts()}
+    train = signal.values[:864, :, 1].astype(float), signal.observed[:864, :, 1]
+    assert not train[1][:, 5].any()
+    for n, entity in enumerate(NAMES[:5]):
+        cells = train[0][:, n][train[1][:, n]]
+        assert scale[entity, "level"]["mean"] == pytest.approx(cells.mean(), rel=1e-12)
+        assert scale[entity, "level"]["std"] == pytest.approx(cells.std(), rel=1e-12)
+        assert scale[entity, "level"]["count"] == len(cells)
+    cells = train[0][train[1]]
+    assert scale["f", "level"]["mean"] == pytest.approx(cells.mean(), rel=1e-12)
+    assert scale["f", "level"]["count"] == 0
+
+
+@given(
+    st.integers(2, 3000),
+    st.lists(st.integers(1, 20), min_size=4, max_size=4),
+)
+def test_shares_cut_the_clock_into_parts_that_touch_and_leave_nothing_out(t: int, weights: list[int]) -> None:
+    times = np.arange(t).astype("datetime64[h]").astype("datetime64[us]")
+    total = sum(weights)
+    shares = tuple(w / total for w in weights)
+    table = draw(times, Split(ratios=shares))
+    parts = parts_of(table, times)
+    assert table["start"].to_list()[1:] == table["end"].to_list()[:-1]
+    assert (table["start"][0], table["end"][3]) == (stamp(times[0]), stamp(times[-1] + np.timedelta64(1, "h")))
+    assert parts["test"].stop == t
+    for name, share in zip(("train", "val", "gate", "test"), shares, strict=True):
+        whole = table.filter(part=name).select((pl.col("end") - pl.col("start")).dt.total_hours()).item()
+        assert abs(whole - share * t) <= 1
+
+
+def stamp(time: np.datetime64) -> datetime:
+    return time.astype(datetime).replace(tzinfo=UTC)
