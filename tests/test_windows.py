@@ -180,9 +180,9 @@ def test_the_cache_is_used_again_until_the_data_changes(
     signal = Signal.from_frame(enriched.read(stage, "signal"), panel.problem.entities, panel.problem.channels)
     tensors = panel.problem.tensors
     back = panel.arrays.values * tensors["std"] + tensors["mean"]
-    mask = torch.from_numpy(signal.observed)
+    mask = torch.from_numpy(signal.observed.copy())
     assert torch.equal(panel.arrays.observed, mask)
-    assert torch.allclose(back[mask], torch.from_numpy(signal.values)[mask], atol=1e-3)
+    assert torch.allclose(back[mask], torch.from_numpy(signal.values.copy())[mask], atol=1e-3)
 
 
 def test_an_enriched_stage_behind_its_inputs_is_refused(

@@ -29,15 +29,27 @@ def laplacian_eigenvectors(adjacency: Array, k: int) -> Array:
     weights = np.maximum(adjacency, adjacency.T)
     if k == 0 or not weights.any():
         return out
-    degree = weights.sum(axis=1)
-    root = np.where(degree > 0, 1 / np.sqrt(np.where(degree > 0, degree, 1)), 0)
-    laplacian = np.eye(n) - root[:, None] * weights * root[None, :]
-    _, vectors = np.linalg.eigh(laplacian)
+    _, vectors = np.linalg.eigh(_laplacian(weights))
     chosen = vectors[:, 1 : k + 1]
     peak = np.abs(chosen).argmax(axis=0)
     sign = np.sign(chosen[peak, np.arange(chosen.shape[1])])
     out[:, : chosen.shape[1]] = chosen * np.where(sign == 0, 1, sign)
     return out
+
+
+def _laplacian(weights: Array) -> Array:
+    degree = weights.sum(axis=1)
+    root = np.where(degree > 0, 1 / np.sqrt(np.where(degree > 0, degree, 1)), 0)
+    return np.asarray(np.eye(len(weights)) - root[:, None] * weights * root[None, :])
+
+
+def stand_in_coordinates(adjacency: Array, eigenvectors: Array) -> Array:
+    """(n, 2) coordinates from edges alone: the two slowest eigenvectors, the slower the wider (commute-time map)."""
+    slow = np.zeros((len(adjacency), 2))
+    found = eigenvectors[:, :2]
+    values = np.einsum("nk,nm,mk->k", found, _laplacian(np.maximum(adjacency, adjacency.T)), found)
+    slow[:, : found.shape[1]] = found / np.sqrt(np.maximum(values, 1e-12))
+    return slow
 
 
 def balanced_patches(xy: Array, size: int) -> NDArray[np.int32]:
@@ -78,10 +90,10 @@ def embed(entities: pl.DataFrame, edges: pl.DataFrame, eigenvectors: int, patch_
     names = entities["entity"].to_list()
     lon, lat = (entities[c].fill_null(np.nan).to_numpy().astype(np.float64) for c in ("lon", "lat"))
     xy = normalized_coordinates(lon, lat)
-    eig = laplacian_eigenvectors(adjacency_of(edges, names), eigenvectors)
-    stand_in = eig[:, :2] if eigenvectors >= 2 else np.zeros_like(xy)
+    adjacency = adjacency_of(edges, names)
+    eig = laplacian_eigenvectors(adjacency, eigenvectors)
     located = np.isfinite(xy).all()
-    patch = balanced_patches(xy if located else stand_in, patch_size)
+    patch = balanced_patches(xy if located else stand_in_coordinates(adjacency, eig), patch_size)
     columns = {f"eig_{i + 1}": eig[:, i].astype(np.float32) for i in range(eigenvectors)}
     return pl.DataFrame(
         {"entity": names, "x": xy[:, 0].astype(np.float32), "y": xy[:, 1].astype(np.float32), "patch": patch, **columns}

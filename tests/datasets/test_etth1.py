@@ -1,24 +1,80 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
+import polars as pl
+import pytest
+
 from stfm_pipeline.datasets import etth1
-from stfm_pipeline.harmonize.run import check_raw
+from stfm_pipeline.errors import ContractError
+from stfm_pipeline.harmonize.run import harmonize
+from stfm_pipeline.tables import Signal
+
+COLUMNS = (*etth1.LOADS, "OT")
 
 
-def test_the_csv_becomes_one_entity_with_seven_channels_in_utc(tmp_path: Path) -> None:
+def write_csv(path: Path, rows: int) -> np.ndarray:
+    """A file laid out as the published one; returns its values."""
+    start = datetime(2016, 7, 1)
+    cells = np.random.default_rng(0).normal(10, 3, (rows, len(COLUMNS))).round(3)
+    lines = [f"{start + timedelta(hours=i)}," + ",".join(map(str, row)) for i, row in enumerate(cells.tolist())]
+    path.write_text("\n".join(["date," + ",".join(COLUMNS), *lines]) + "\n")
+    return cells
+
+
+def test_the_file_is_read_in_the_zone_of_the_station(tmp_path: Path) -> None:
     path = tmp_path / "ETTh1.csv"
-    hours = [f"2016-07-01 {h:02d}:00:00" for h in range(24)]
-    rows = [f"{t},{','.join(str(k + i / 10) for k in range(7))}" for i, t in enumerate(hours)]
-    path.write_text("date,HUFL,HULL,MUFL,MULL,LUFL,LULL,OT\n" + "\n".join(rows) + "\n")
-    tables = check_raw(etth1.SPEC, etth1.read({"ETTh1.csv": path}))
-    observations = tables["observations"]
-    assert observations["time"][0].isoformat() == "2016-06-30T16:00:00+00:00"
-    assert observations["OT"].to_list() == [6 + i / 10 for i in range(24)]
-    assert tables["entities"]["entity"].to_list() == ["transformer-1"]
+    cells = write_csv(path, 30)
+    raw = etth1.read({"ETTh1.csv": path})
+    rows = raw["observations"]
+    assert rows.columns == ["entity", "time", *COLUMNS]
+    assert rows["time"][0] == datetime(2016, 6, 30, 16, tzinfo=UTC)
+    assert rows["time"][29] - rows["time"][0] == timedelta(hours=29)
+    assert np.array_equal(rows.select(COLUMNS).to_numpy(), cells)
+    assert raw["entities"].to_dicts()[0]["zone"] == "Asia/Shanghai"
 
 
-def test_the_protocol_is_the_published_one() -> None:
-    spec = etth1.SPEC
-    assert spec.split.counts == (8640, 2880, 0, 2880)
-    assert (spec.task.look_back, spec.task.horizon, spec.task.loss) == (336, 96, "mse")
+def test_the_parts_are_the_published_12_4_and_4_months_and_values_pass_unchanged(tmp_path: Path) -> None:
+    path = tmp_path / "ETTh1.csv"
+    cells = write_csv(path, 17_420)
+    result = harmonize(etth1.SPEC, etth1.read({"ETTh1.csv": path}))
+    assert [c.name for c in result.checks if not c.passed] == []
+    month = 30 * 24
+    assert result.facts["parts"] == {
+        "train": [0, 12 * month],
+        "val": [12 * month, 16 * month],
+        "gate": [12 * month, 16 * month],
+        "test": [16 * month, 20 * month],
+    }
+    signal = Signal.from_frame(result.tables["signal"], ["transformer-1"], COLUMNS)
+    assert signal.observed.all()
+    assert np.array_equal(signal.values[:, 0], cells.astype(np.float32))
+    train = cells[: 12 * month]
+    assert np.allclose(result.tables["scaler"]["mean"].to_numpy(), train.mean(axis=0), atol=1e-5)
+    assert np.allclose(result.tables["scaler"]["std"].to_numpy(), train.std(axis=0), atol=1e-5)
+
+
+def test_a_file_that_is_too_short_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ETTh1.csv"
+    write_csv(path, 30)
+    with pytest.raises(ContractError, match="the split is longer than the data"):
+        harmonize(etth1.SPEC, etth1.read({"ETTh1.csv": path}))
+
+
+def test_a_file_one_row_short_fails_its_facts(tmp_path: Path) -> None:
+    path = tmp_path / "ETTh1.csv"
+    write_csv(path, 17_419)
+    result = harmonize(etth1.SPEC, etth1.read({"ETTh1.csv": path}))
+    assert [(c.name, c.details) for c in result.checks if not c.passed] == [
+        ("facts_match", {"steps": "expected 17420, found 17419"})
+    ]
+
+
+def test_a_file_that_lost_a_column_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ETTh1.csv"
+    write_csv(path, 30)
+    pl.read_csv(path).drop("MULL").write_csv(path)
+    with pytest.raises(pl.exceptions.ColumnNotFoundError, match="MULL"):
+        etth1.read({"ETTh1.csv": path})

@@ -1,0 +1,59 @@
+"""SIGKILL in the middle of a training: nothing half-published, and the next run goes on from the last epoch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from stfm_pipeline import experiment
+from stfm_pipeline.lake import Lake
+from stfm_pipeline.settings import Settings
+
+CHILD = """
+import sys, time
+sys.path[:0] = {path!r}
+from fixtures.synthetic import make_dataset
+from stfm_pipeline import experiment, train
+from stfm_pipeline.datasets.catalog import register
+from stfm_pipeline.lake import Lake
+from stfm_pipeline.settings import Settings
+register(make_dataset())
+seen = train.Curve.on_train_epoch_end
+def slow(self, *args):
+    seen(self, *args)
+    print("epoch", len(self.rows), flush=True)
+    time.sleep(0.5)
+train.Curve.on_train_epoch_end = slow
+settings = Settings()
+experiment.train_system("synthetic", "dlinear", Lake(settings.lake_uri), settings, progress=False)
+"""
+
+
+def test_a_killed_training_goes_on_where_it_was(enriched: Lake, settings: Settings, home: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD.format(path=sys.path)],
+        env={**os.environ, "STFM_HOME": str(home)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    with child.stdout as lines:
+        for line in lines:
+            if line.startswith("epoch 3"):
+                time.sleep(0.2)
+                child.send_signal(signal.SIGKILL)
+                break
+    assert child.wait() == -signal.SIGKILL
+    assert enriched.stage("synthetic", "trained_dlinear") is None
+    left = list((home / "work").glob("synthetic-dlinear-*/last.ckpt"))
+    assert len(left) == 1
+    outcome = experiment.train_system("synthetic", "dlinear", enriched, settings, progress=False)
+    assert outcome.stage is not None
+    curve = enriched.read(outcome.stage, "curve")
+    assert curve["epoch"].to_list() == [float(i) for i in range(len(curve))]
+    assert len(curve) == 6
+    assert not list((home / "work").iterdir()), "checkpoints of a published training are gone"
