@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from stfm_pipeline.datasets.catalog import get_dataset
+from stfm_pipeline.errors import MetricError
 from stfm_pipeline.fingerprint import code_version, fingerprint
 from stfm_pipeline.lake import Lake, Stage
 from stfm_pipeline.road import Outcome
@@ -99,7 +100,12 @@ def train_system(
         return Outcome(found, reused=True)
     panel = load_panel(lake, name, settings.cache)
     seeds = range(BUDGETS[budget].seeds if system.training else 1)
-    fitted = [_train_seed(panel, system, seed, lake, settings, plan, budget, device, progress) for seed in seeds]
+    promise = "every val forecast is a finite number"
+    try:
+        fitted = [_train_seed(panel, system, seed, lake, settings, plan, budget, device, progress) for seed in seeds]
+    except MetricError as error:
+        log.error("%s %s: not published: %s", name, system.name, error)
+        return Outcome(None, False, [Check("forecasts_are_finite", False, promise, {"broken": str(error)})])
     losses = [f["val_loss"] for f in fitted]
     chosen = min(seeds, key=lambda s: losses[s]) if system.training else 0
     curves = [row for f in fitted for row in f.pop("curve")]
@@ -123,7 +129,7 @@ def train_system(
         shutil.rmtree(_work(settings, name, system.name, plan, seed), ignore_errors=True)
     seconds = time.perf_counter() - began
     log.info("%s %s: trained with %d seed(s) in %.1f s", name, system.name, len(fitted), seconds)
-    finite = Check("forecasts_are_finite", True, "every val forecast is a finite number", {})
+    finite = Check("forecasts_are_finite", True, promise, {})
     return Outcome(published, False, [finite], seconds)
 
 

@@ -54,6 +54,8 @@ def connect(settings: Settings) -> Any:
 
 
 def _experiment(client: Any, settings: Settings, dataset: str) -> str:
+    from mlflow.exceptions import MlflowException
+
     found = client.get_experiment_by_name(dataset)
     if found is not None:
         return str(found.experiment_id)
@@ -62,7 +64,7 @@ def _experiment(client: Any, settings: Settings, dataset: str) -> str:
         location = Path(location).as_uri()
     try:
         return str(client.create_experiment(dataset, artifact_location=location))
-    except Exception:
+    except MlflowException:
         # Another process may have created it in between.
         again = client.get_experiment_by_name(dataset)
         if again is None:

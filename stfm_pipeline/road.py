@@ -13,6 +13,7 @@ import polars as pl
 
 from stfm_pipeline.datasets.catalog import get_dataset
 from stfm_pipeline.datasets.spec import Dataset, DatasetSpec
+from stfm_pipeline.errors import ContractError
 from stfm_pipeline.fingerprint import code_version, fingerprint
 from stfm_pipeline.lake import Lake, Stage, data_version
 from stfm_pipeline.settings import Settings
@@ -54,7 +55,11 @@ def _raw(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
     for source in dataset.spec.sources:
         files |= fetch(source, settings)
     tables = dataset.read(files)
-    check_raw(dataset.spec, tables)
+    promise = "types, keys, zones and coordinates are right"
+    try:
+        check_raw(dataset.spec, tables)
+    except ContractError as error:
+        return Result({}, {}, [Check("canonical_contract", False, promise, {"broken": str(error)})])
     observations = tables["observations"]
     facts = {
         "licence": dataset.spec.licence,

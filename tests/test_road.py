@@ -240,3 +240,16 @@ def test_checking_a_home_without_changes_publishes_nothing(enriched: Lake, setti
     before = {s.name: s.version for s in enriched.stages("synthetic")}
     road.check_dataset("synthetic", enriched, settings)
     assert {s.name: s.version for s in enriched.stages("synthetic")} == before
+
+
+def test_raw_tables_that_break_their_contract_fail_the_check_and_publish_nothing(
+    lake: Lake, settings: Settings, add_dataset: Callable[[Dataset], Dataset]
+) -> None:
+    naive = tables()["observations"].with_columns(pl.col("time").dt.replace_time_zone(None))
+    add_dataset(Dataset(spec=make_spec(), read=lambda files: tables() | {"observations": naive}, module=MODULE))
+    outcome = road.materialize("synthetic", "raw", lake, settings)
+    assert outcome.stage is None
+    (check,) = outcome.checks
+    assert not check.passed
+    assert "times carry no time zone" in check.details["broken"]
+    assert list(lake.stages("synthetic")) == []

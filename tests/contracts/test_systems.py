@@ -199,3 +199,16 @@ def test_a_killed_training_resumes_and_ends_where_it_would_have(panel: Panel, tm
     assert torch.equal(answer(resumed.module, window), answer(whole.module, window))
     names = {p.suffix for p in (tmp_path / "cut").rglob("*") if p.is_file()}
     assert names == {".json", ".safetensors"}
+
+
+def test_a_system_that_forecasts_nan_is_not_published(
+    enriched: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stfm_pipeline import experiment
+
+    broken = dataclasses.replace(get_system("dlinear"), build=Nan)
+    monkeypatch.setattr(experiment, "select_systems", lambda names, spec: [broken])
+    outcome = experiment.train_system("synthetic", "dlinear", enriched, settings, progress=False)
+    assert outcome.stage is None
+    assert [(c.name, c.passed) for c in outcome.checks] == [("forecasts_are_finite", False)]
+    assert enriched.stage("synthetic", "trained_dlinear") is None

@@ -1,0 +1,192 @@
+"""`stfm run` and `stfm evaluate`: down the road, and what came of it."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stfm_pipeline.cli.base import (
+    DATA_STAGES,
+    DEFAULT_DATASET,
+    STAGES,
+    Json,
+    app,
+    command,
+    one_of,
+    open_lake,
+)
+from stfm_pipeline.errors import StfmError
+
+if TYPE_CHECKING:
+    from stfm_pipeline.lake import Lake
+    from stfm_pipeline.settings import Settings
+
+
+@command(app)
+def run(
+    datasets: Annotated[list[str] | None, typer.Argument(help=f"Default: {DEFAULT_DATASET}.")] = None,
+    system: Annotated[list[str] | None, typer.Option(help="Only these systems (baselines always run).")] = None,
+    until: Annotated[str, typer.Option(help=f"Stop after: {', '.join(STAGES)}.")] = "champion",
+    budget: Annotated[str, typer.Option(help="quick, standard (three seeds) or full.")] = "quick",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Take datasets down the whole road: raw data to a registered champion. Unchanged stages are not run again."""
+    from stfm_pipeline.console import emit, say
+    from stfm_pipeline.datasets.catalog import get_dataset
+    from stfm_pipeline.launch import materialize, require_root
+
+    one_of("stage", until, STAGES)
+    one_of("budget", budget, ("quick", "standard", "full"))
+    one_of("device", device, ("auto", "cpu", "cuda", "mps"))
+    names = datasets or [DEFAULT_DATASET]
+    for name in names:
+        get_dataset(name)
+    require_root()
+    settings, lake = open_lake()
+    results = []
+    for name in names:
+        todo = _todo(name, lake, list(system or []), until, budget)
+        if todo:
+            logging.getLogger("stfm").info("%s: to do: %s", name, ", ".join(todo))
+            materialize(name, todo, {"budget": budget, "device": device}, settings)
+        else:
+            logging.getLogger("stfm").info("%s: nothing changed, nothing to do", name)
+        results.append(
+            _result(name, lake, settings) if until in ("evaluated", "champion") else {"dataset": name, "ran": todo}
+        )
+        results[-1]["ran"] = todo
+    if as_json:
+        emit(_merged(results))
+        return
+    for result in results:
+        if "leaderboard" in result:
+            _print_result(result, lake)
+        else:
+            say(f"{result['dataset']}: {', '.join(result['ran']) or 'nothing to do'}")
+
+
+def _todo(name: str, lake: Lake, chosen: list[str], until: str, budget: str) -> list[str]:
+    """Assets to materialise, in order."""
+    from stfm_pipeline.road import stale_stages
+
+    todo = stale_stages(name, lake, until if until in DATA_STAGES else "enriched")
+    if until in DATA_STAGES:
+        return todo
+    from stfm_pipeline import experiment
+    from stfm_pipeline.datasets.catalog import get_dataset
+    from stfm_pipeline.systems.catalog import all_systems, select_systems
+
+    spec = get_dataset(name).spec
+    picked = {s.name for s in select_systems(chosen, spec)}
+    picked |= {s.name for s in select_systems([], spec) if s.branch == "baseline"}
+    ordered = [s for s in all_systems() if s in picked]
+    stale = experiment.stale_systems(lake, name, ordered, budget, data_is_stale=bool(todo))
+    todo += [s.replace("-", "_") for s in stale]
+    if until == "trained":
+        return todo
+    if todo or experiment.fresh(lake, name, "evaluated", experiment.evaluation_plan(lake, name)) is None:
+        todo.append("evaluated")
+    if until == "champion" and (todo or experiment.champion_is_stale(lake, name)):
+        todo.append("champion")
+    return todo
+
+
+def _result(name: str, lake: Lake, settings: Settings) -> dict[str, Any]:
+    evaluated = lake.require(name, "evaluated")
+    rows = lake.read(evaluated, "leaderboard").to_dicts()
+    for row in rows:
+        row["horizon"] = row["horizon"] if row["horizon"] == "avg" else int(row["horizon"])
+    crowned = lake.stage(name, "champion")
+    decided = crowned.facts if crowned is not None else None
+    return {
+        "dataset": name,
+        "leaderboard": rows,
+        "champion": _champion(name, settings),
+        "decision": decided,
+        "report": evaluated.facts["report"],
+        "facts": evaluated.facts,
+    }
+
+
+def _champion(name: str, settings: Settings) -> dict[str, Any] | None:
+    from stfm_pipeline import registry
+
+    version = registry.champion_version(settings, name)
+    if version is None:
+        return None
+    number = int(version.version)
+    return {"name": name, "version": number, "uri": f"models:/{name}@champion", "system": version.tags.get("system")}
+
+
+def _merged(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """One dataset: its result. Several: their rows together, champions and reports by dataset."""
+    scored = [r for r in results if "leaderboard" in r]
+    if len(results) == 1 or not scored:
+        return results[0] if len(results) == 1 else {"results": results}
+    return {
+        "leaderboard": [row for r in scored for row in r["leaderboard"]],
+        "champion": {r["dataset"]: r["champion"] for r in scored},
+        "report": {r["dataset"]: r["report"] for r in scored},
+        "results": [{k: r[k] for k in ("dataset", "ran", "decision") if k in r} for r in results],
+    }
+
+
+def _print_result(result: dict[str, Any], lake: Lake) -> None:
+    from stfm_pipeline.console import leaderboard, say
+    from stfm_pipeline.datasets.catalog import get_dataset
+
+    spec = get_dataset(result["dataset"]).spec
+    say(f"\n{spec.title} ({spec.licence})")
+    leaderboard(result["leaderboard"], result["facts"], {c.name: c.unit for c in spec.channels})
+    if decision := result["decision"]:
+        verdict = "promoted" if decision["promoted"] else "refused, stays challenger"
+        named = f"{decision['name']} version {decision['version']} ({decision['system']})"
+        say(f"  {named}: {verdict}: {decision['reason']}")
+    if champion := result["champion"]:
+        say(f"  model   {champion['uri']} (version {champion['version']}, {champion['system']}, data {spec.licence})")
+    say(f"  report  {result['report']}")
+
+
+@command(app)
+def evaluate(
+    dataset: Annotated[str, typer.Argument()] = DEFAULT_DATASET,
+    system: Annotated[list[str] | None, typer.Option(help="Show only these systems.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score every system trained on a dataset's current data; the leaderboard and the report."""
+    from stfm_pipeline.console import emit
+    from stfm_pipeline.datasets.catalog import get_dataset
+    from stfm_pipeline.experiment import evaluate_dataset
+    from stfm_pipeline.systems.catalog import get_system
+
+    get_dataset(dataset)
+    for name in system or []:
+        get_system(name)
+    settings, lake = open_lake()
+    evaluate_dataset(dataset, lake, settings)
+    result = _result(dataset, lake, settings)
+    if system:
+        result["leaderboard"] = [r for r in result["leaderboard"] if r["system"] in system]
+        known = {r["system"] for r in result["leaderboard"]}
+        if missing := [s for s in system if s not in known]:
+            raise StfmError(
+                f"not trained on the current data of '{dataset}': {', '.join(missing)}", fix=f"`stfm run {dataset}`"
+            )
+    if as_json:
+        emit({k: v for k, v in result.items() if k != "facts"})
+    elif system:
+        _print_rows(result["leaderboard"])
+    else:
+        _print_result(result, lake)
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    from stfm_pipeline.console import table
+
+    columns = ["system", "split", "scale", "channel", "mse", "mae", "rmse", "windows", "seeds"]
+    shown = [r for r in rows if r["horizon"] == "avg"]
+    cells = [[f"{r[c]:.4f}" if c in ("mse", "mae", "rmse") else r[c] for c in columns] for r in shown]
+    table("average over the horizon; channel empty = all, standardised", columns, cells, columns[4:])
