@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -167,7 +168,10 @@ def test_the_cache_is_used_again_until_the_data_changes(
     load_panel(enriched, "synthetic", settings.cache)
     (folder,) = (settings.cache / "panels").iterdir()
     made = folder.stat().st_mtime_ns
-    load_panel(enriched, "synthetic", settings.cache, look_back=24)
+    hidden = Path(enriched.uri, "synthetic", "harmonized", "signal")
+    hidden.rename(hidden.with_name("away"))
+    assert load_panel(enriched, "synthetic", settings.cache, look_back=24).problem.look_back == 24
+    hidden.with_name("away").rename(hidden)
     assert [f.stat().st_mtime_ns for f in (settings.cache / "panels").iterdir()] == [made]
 
     add_dataset(make_dataset(seed=1))

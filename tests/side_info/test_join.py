@@ -52,7 +52,7 @@ def test_what_is_planned_stands_on_its_own_step_and_absent_rows_are_filled() -> 
 def test_edges_carry_the_weighted_mean_and_a_station_keeps_its_own() -> None:
     side = pl.concat([table([0], [10.0], "a"), table([0], [40.0], "b")])
     adjacency = np.zeros((4, 4))
-    adjacency[0, 2], adjacency[2, 1] = 1.0, 2.0
+    adjacency[0, 2], adjacency[2, 1], adjacency[0, 1] = 1.0, 2.0, 5.0
     found, mask = join_side_table(side, past(via="edges"), TIMES[:2], ["a", "b", "c", "far"], adjacency)
     assert found[0, :, 0].tolist() == pytest.approx([10, 40, 30, 0])
     assert mask[0, :, 0].tolist() == [True, True, True, False]
