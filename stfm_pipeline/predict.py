@@ -203,10 +203,11 @@ def _window(
 
     def dense(source: pl.DataFrame, times: Any, columns: tuple[str, ...]) -> tuple[Any, Any]:
         values, observed = scatter(source, times, problem.entities, columns)
+        rowed = scatter(source.select("entity", "time", row=1.0), times, problem.entities, ("row",))[1][..., 0]
         for k, column in enumerate(columns):
             fill = absent.get(column)
             if fill is not None and observed[..., k].any():
-                gap = ~observed[..., k] & present
+                gap = ~rowed & present
                 values[..., k][gap], observed[..., k][gap] = fill, True
         return values, observed
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from stfm_pipeline.lake import Lake
 
+CODE = (__name__, "stfm_pipeline.tables", "stfm_pipeline.harmonize.scaler", "stfm_pipeline.embed.spatial")
 CALENDAR = ("tod", "dow", "holiday")
 
 
@@ -179,7 +180,7 @@ def load_panel(lake: Lake, name: str, cache: Path, look_back: int | None = None,
         raise StfmError(
             f"the enriched stage of '{name}' was made from an older {stale[0]} stage", fix=f"run `stfm run {name}`"
         )
-    key = fingerprint(name, code_version(__name__), {k: s.data_version for k, s in stages.items()})
+    key = fingerprint(name, code_version(*CODE), {k: s.data_version for k, s in stages.items()})
     folder = cache / "panels" / f"{name}-{key}"
     if not folder.is_dir():
         _build(lake, name, stages, folder)

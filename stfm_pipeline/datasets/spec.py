@@ -110,6 +110,12 @@ class Join(Model):
     tolerance: str | None = None
     absent: float | None = None
 
+    @model_validator(mode="after")
+    def _sane(self) -> Join:
+        if self.availability == "past" and self.absent is not None:
+            raise ValueError("`absent` is for what is planned; a measurement that is not there is missing")
+        return self
+
 
 class Task(Model):
     """The forecasting protocol the dataset is judged by; lengths in steps."""

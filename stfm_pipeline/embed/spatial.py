@@ -7,6 +7,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+DEGENERATE = 1e-6
 
 
 def normalized_coordinates(lon: Array, lat: Array) -> Array:
@@ -22,15 +23,18 @@ def normalized_coordinates(lon: Array, lat: Array) -> Array:
 def laplacian_eigenvectors(adjacency: Array, k: int) -> Array:
     """(n, k) eigenvectors of the symmetric normalised Laplacian with the smallest non-trivial eigenvalues.
 
-    The sign is fixed by making the entry of largest magnitude positive. Missing ones (n <= k) are zero columns.
+    The sign is fixed by making the entry of largest magnitude positive. Missing ones (n <= k) are zero columns, and so
+    are those of a repeated eigenvalue: their basis is arbitrary and would differ between machines.
     """
     n = len(adjacency)
     out = np.zeros((n, k))
     weights = np.maximum(adjacency, adjacency.T)
     if k == 0 or not weights.any():
         return out
-    _, vectors = np.linalg.eigh(_laplacian(weights))
-    chosen = vectors[:, 1 : k + 1]
+    values, vectors = np.linalg.eigh(_laplacian(weights))
+    gaps = np.concatenate([[np.inf], np.diff(values), [np.inf]])
+    alone = np.minimum(gaps[:-1], gaps[1:]) > DEGENERATE
+    chosen = (vectors * alone)[:, 1 : k + 1]
     peak = np.abs(chosen).argmax(axis=0)
     sign = np.sign(chosen[peak, np.arange(chosen.shape[1])])
     out[:, : chosen.shape[1]] = chosen * np.where(sign == 0, 1, sign)
