@@ -9,17 +9,24 @@ from resources import LakeResource, TrackingResource
 from stfm_pipeline.fingerprint import code_version
 from stfm_pipeline.road import STEPS, Step, materialize
 
-CHECKS = {
-    "raw": ["canonical_contract"],
-    "harmonized": [
-        "regular_clock",
-        "masked_values_are_finite",
-        "scaler_from_training_part_alone",
-        "parts_in_order",
-        "facts_match",
-    ],
-    "embedded": ["calendar_is_complete", "patches_are_balanced", "embeddings_are_finite"],
-    "enriched": ["side_information_never_from_the_future", "every_entity_has_a_text"],
+CHECKS: dict[str, dict[str, str]] = {
+    "raw": {"canonical_contract": "Types, keys, zones and coordinates are right."},
+    "harmonized": {
+        "regular_clock": "Every step has the stated length.",
+        "masked_values_are_finite": "Observed cells are finite, unobserved cells hold 0.",
+        "scaler_from_training_part_alone": "Cut off after the training part, the table gives the same scaler.",
+        "parts_in_order": "Train, val, gate and test follow one another.",
+        "facts_match": "The table is as large as its documentation says.",
+    },
+    "embedded": {
+        "calendar_is_complete": "Every step has its civil time in every zone.",
+        "patches_are_balanced": "Sizes of spatial patches differ by at most one.",
+        "embeddings_are_finite": "No coordinate or eigenvector is infinite.",
+    },
+    "enriched": {
+        "side_information_never_from_the_future": "The past is the same when joined from what was known by then.",
+        "every_entity_has_a_text": "Every entity has a sentence about it.",
+    },
 }
 
 
@@ -31,7 +38,7 @@ def stage_asset(step: Step) -> dg.AssetsDefinition:
         group_name=step.survey,
         description=step.description,
         code_version=code_version(*step.modules),
-        check_specs=[dg.AssetCheckSpec(name, asset=step.name) for name in CHECKS[step.name]],
+        check_specs=[dg.AssetCheckSpec(n, asset=step.name, description=d) for n, d in CHECKS[step.name].items()],
         kinds={"polars", "deltalake"},
     )
     def asset(
@@ -40,7 +47,7 @@ def stage_asset(step: Step) -> dg.AssetsDefinition:
         tables = lake.open()
         with relay_logs(context):
             outcome = materialize(context.partition_key, step.name, tables, tracking.settings())
-        yield from events(context, step.name, CHECKS[step.name], outcome, table_metadata(tables, outcome))
+        yield from events(context, step.name, list(CHECKS[step.name]), outcome, table_metadata(tables, outcome))
 
     return asset
 

@@ -18,7 +18,11 @@ from stfm_pipeline.systems.catalog import module_names
     group_name="downstream_tasks",
     description="Every trained system scored on the same windows. Val ranks, gate decides on promotion, test judges.",
     code_version=code_version("stfm_pipeline.evaluate"),
-    check_specs=[dg.AssetCheckSpec("scored_on_identical_cells", asset="evaluated")],
+    check_specs=[
+        dg.AssetCheckSpec(
+            "scored_on_identical_cells", asset="evaluated", description="Every system was scored on the same cells."
+        )
+    ],
     kinds={"torch", "mlflow"},
 )
 def evaluated(

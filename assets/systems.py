@@ -21,7 +21,9 @@ def system_asset(module: str) -> dg.AssetsDefinition:
         group_name="training_objectives",
         description=f"The system '{name}', trained on the enriched table and logged to MLflow with its intervals.",
         code_version=code_version(*TRAINING_CODE, f"stfm_pipeline.systems.{module}"),
-        check_specs=[dg.AssetCheckSpec("forecasts_are_finite", asset=module)],
+        check_specs=[
+            dg.AssetCheckSpec("forecasts_are_finite", asset=module, description="Every val forecast is a number.")
+        ],
         kinds={"torch", "mlflow"},
     )
     def asset(

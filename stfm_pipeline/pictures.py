@@ -193,8 +193,9 @@ def leaderboard_picture(board: pl.DataFrame, leader: str) -> bytes:
     """MAE on test by system, one panel per channel; the leader is highlighted."""
     rows = board.filter(split="test", scale="data", horizon="avg")
     channels = rows["channel"].unique(maintain_order=True).to_list()
-    relative = pl.col("mae") / pl.col("mae").min().over("channel")
-    systems = rows.group_by("system").agg(relative.mean()).sort("mae", "system", descending=True)["system"].to_list()
+    relative = rows.with_columns(mae=pl.col("mae") / pl.col("mae").min().over("channel"))
+    means = relative.group_by("system").agg(pl.col("mae").mean()).sort("mae", "system", descending=True)
+    systems = means["system"].to_list()
     columns = min(4, len(channels))
     lines = -(-len(channels) // columns)
     height = max(3.2, lines * (0.5 + 0.14 * len(systems)))

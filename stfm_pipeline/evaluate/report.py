@@ -163,7 +163,7 @@ def _count(value: float) -> str:
 
 
 def _source(source: dict[str, Any]) -> str:
-    """Kind, name and hash. Of a local file only the name: the page may travel further than the folder it lies in."""
+    """Kind, name and hash in one line; the lineage has the rest."""
     name = source.get("url") or f"{source.get('package', '')} {source.get('version', '')} {source.get('archive', '')}"
     name = Path(source["path"]).name if "path" in source else name
     return f"{source['kind']}: {name.strip()}, sha256 {(source.get('sha256') or DASH)[:16]}"
