@@ -27,6 +27,7 @@ def _clean(value: Any) -> Any:
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], numeric: Sequence[str] = ()) -> None:
     """A table on standard output; numbers are aligned right."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     view = Table(title=title, title_justify="left", header_style="bold", box=None, padding=(0, 2, 0, 0))
@@ -34,7 +35,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], num
         right = column in numeric
         view.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=right)
     for row in rows:
-        view.add_row(*("" if v is None else str(v) for v in row))
+        view.add_row(*("" if v is None else escape(str(v)) for v in row))
     Console(width=None if sys.stdout.isatty() else 140).print(view)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import stat
 import sys
@@ -13,24 +15,25 @@ import tarfile
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
+from typing import IO, Annotated, Any, Literal
+from urllib.parse import unquote, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from stfm_pipeline.errors import SourceError
 from stfm_pipeline.settings import Settings
-
-if TYPE_CHECKING:
-    from urllib.request import Request
 
 log = logging.getLogger("stfm")
 CHUNK = 1 << 20
 MARGIN = 100_000_000
 RETRIES = 4
+NAME = r"^[^/\\.\x00][^/\\\x00]*$"
+Name = Annotated[str, Field(pattern=NAME)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -52,7 +55,7 @@ class PypiSource(_Source):
     sha256: Sha256
     size: int = Field(gt=0)
     unpacked: int = Field(gt=0)
-    members: dict[str, str] = Field(min_length=1)
+    members: dict[Name, str] = Field(min_length=1)
 
 
 class HttpSource(_Source):
@@ -65,7 +68,15 @@ class HttpSource(_Source):
 
     @property
     def filename(self) -> str:
-        return PurePosixPath(self.url.split("?")[0]).name
+        return unquote(PurePosixPath(urlsplit(self.url).path).name)
+
+    @field_validator("url")
+    @classmethod
+    def _names_a_file(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https", "file") or not re.match(NAME, unquote(PurePosixPath(parts.path).name)):
+            raise ValueError("an http, https or file URL that ends in a file name")
+        return url
 
 
 class LocalSource(_Source):
@@ -95,9 +106,9 @@ def fetch(
         return files
     began = time.perf_counter()
     _check_disk(source, settings)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".fetch-", dir=folder.parent))
-    try:
+    with _alone(folder.with_name(f".fetch-{folder.name}")) as scratch:
+        if (files := _cached(folder)) is not None:
+            return files
         archive = _obtain(source, settings, scratch, sys.stderr.isatty() if progress is None else progress)
         ready = scratch / "ready"
         ready.mkdir()
@@ -107,9 +118,8 @@ def fetch(
             shutil.copyfile(archive, ready / source.filename)
         listing = {p.name: {"size": p.stat().st_size, "sha256": file_hash(p)} for p in sorted(ready.iterdir())}
         (ready / "MANIFEST.json").write_text(json.dumps(listing, indent=1))
-        _put_in_place(ready, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(ready, folder)
     log.info("fetched %s, %.1f MB, %.1f s", _label(source), source.size / 1e6, time.perf_counter() - began)
     found = _cached(folder)
     assert found is not None
@@ -118,7 +128,9 @@ def fetch(
 
 def is_cached(source: PypiSource | HttpSource | LocalSource, settings: Settings) -> bool:
     """Whether `fetch` would need nothing from outside."""
-    return isinstance(source, LocalSource) or _cached(_folder(source, settings)) is not None
+    if isinstance(source, LocalSource):
+        return _local_path(source, settings).is_file()
+    return _cached(_folder(source, settings)) is not None
 
 
 def estimate(source: PypiSource | HttpSource | LocalSource) -> int:
@@ -145,22 +157,37 @@ def _folder(source: PypiSource | HttpSource, settings: Settings) -> Path:
 
 
 def _cached(folder: Path) -> dict[str, Path] | None:
-    manifest = folder / "MANIFEST.json"
-    if not manifest.is_file():
+    try:
+        listing = json.loads((folder / "MANIFEST.json").read_text())
+    except (OSError, ValueError):
         return None
-    listing = json.loads(manifest.read_text())
     files = {name: folder / name for name in listing}
     intact = all(p.is_file() and p.stat().st_size == listing[name]["size"] for name, p in files.items())
     return files if intact else None
 
 
-def _put_in_place(ready: Path, folder: Path) -> None:
+@contextmanager
+def _alone(scratch: Path) -> Iterator[Path]:
+    """An empty folder that one fetch at a time holds, over threads and processes; gone afterwards."""
+    import fcntl
+
+    while True:
+        scratch.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            handle = os.open(scratch, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+                if os.path.samestat(os.fstat(handle), scratch.stat()):
+                    break
+            except BaseException:
+                os.close(handle)
+                raise
+            os.close(handle)
     try:
-        os.replace(ready, folder)
-    except OSError:
-        if _cached(folder) is None:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(ready, folder)
+        yield Path(tempfile.mkdtemp(dir=scratch))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        os.close(handle)
 
 
 def _check_disk(source: PypiSource | HttpSource, settings: Settings) -> None:
@@ -175,14 +202,22 @@ def _check_disk(source: PypiSource | HttpSource, settings: Settings) -> None:
         )
 
 
-def _local(source: LocalSource, settings: Settings) -> Path:
+def _local_path(source: LocalSource, settings: Settings) -> Path:
     path = source.path.expanduser()
-    if not path.is_absolute() and settings.data is not None:
-        path = settings.data / path
+    return path if settings.data is None else settings.data / path
+
+
+def _local(source: LocalSource, settings: Settings) -> Path:
+    path = _local_path(source, settings)
     if not path.is_file():
         raise SourceError(f"no file at {path}", fix="check the path, or set STFM_DATA to the folder that holds it")
     if source.sha256 and (found := file_hash(path)) != source.sha256:
-        raise SourceError(f"{path.name} is not the file it should be", expected=source.sha256, found=found)
+        raise SourceError(
+            f"{path.name} is not the file it should be",
+            expected=source.sha256,
+            found=found,
+            fix="replace it by the right file, or correct the sha256 of the source",
+        )
     return path
 
 
@@ -194,9 +229,11 @@ def _obtain(source: PypiSource | HttpSource, settings: Settings, scratch: Path, 
             f"{_label(source)} is not at hand and STFM_OFFLINE is set",
             fix="fetch it once with a network, or put the file into the folder that STFM_DATA names",
         )
-    url = source.url if isinstance(source, HttpSource) else _find(source)
-    part = settings.cache / "sources" / f"{source.sha256[:16]}.part"
-    _download(url, part, source, progress)
+    part = _folder(source, settings).with_suffix(".part")
+    known = index_settings() if isinstance(source, PypiSource) else {}
+    with _client(known) as client:
+        url = _find(source, client, known) if isinstance(source, PypiSource) else source.url
+        _download(client, url, part, source, progress)
     whole = scratch / "archive"
     os.replace(part, whole)
     return whole
@@ -205,7 +242,7 @@ def _obtain(source: PypiSource | HttpSource, settings: Settings, scratch: Path, 
 def _at_hand(source: PypiSource | HttpSource, settings: Settings) -> Path | None:
     if settings.data is None or not settings.data.is_dir():
         return None
-    found = [p for p in settings.data.rglob("*") if _is_archive_of(source, p.name)]
+    found = [p for p in settings.data.rglob("*") if _is_archive_of(source, p.name) and p.is_file()]
     for path in found:
         if path.stat().st_size == source.size and file_hash(path) == source.sha256:
             return path
@@ -222,13 +259,26 @@ def _at_hand(source: PypiSource | HttpSource, settings: Settings) -> Path | None
 def _is_archive_of(source: PypiSource | HttpSource, filename: str) -> bool:
     if isinstance(source, HttpSource):
         return filename == source.filename
-    stems = {f"{name}-{source.version}" for name in (source.package, source.package.replace("-", "_"))}
-    endings = (".tar.gz", ".zip") if source.archive == "sdist" else (".whl",)
-    return any(filename.startswith(s) and filename.endswith(endings) for s in stems)
+    from packaging.utils import (
+        InvalidSdistFilename,
+        InvalidWheelFilename,
+        canonicalize_name,
+        canonicalize_version,
+        parse_sdist_filename,
+        parse_wheel_filename,
+    )
+
+    try:
+        parse = parse_sdist_filename if source.archive == "sdist" else parse_wheel_filename
+        name, version = parse(filename)[:2]
+    except (InvalidSdistFilename, InvalidWheelFilename):
+        return False
+    wanted = canonicalize_name(source.package), canonicalize_version(source.version)
+    return (name, canonicalize_version(version)) == wanted
 
 
 def index_settings() -> dict[str, list[str]]:
-    """The user's own package index settings, as pip and uv know them: index_urls, find_links, trusted_hosts."""
+    """The user's own package index settings, as pip and uv know them: index_urls, find_links, trusted_hosts, cert."""
     import subprocess
 
     known: dict[str, str] = {}
@@ -241,7 +291,7 @@ def index_settings() -> dict[str, list[str]]:
     for line in listed.splitlines():
         key, _, value = line.partition("=")
         known[key.split(".")[-1].strip().lower()] = value.strip().strip("'\"")
-    for key in ("index-url", "extra-index-url", "find-links", "trusted-host"):
+    for key in ("index-url", "extra-index-url", "find-links", "trusted-host", "no-index", "cert"):
         name = key.upper().replace("-", "_")
         for variable in (f"UV_{name}", f"PIP_{name}"):
             if os.environ.get(variable):
@@ -249,67 +299,106 @@ def index_settings() -> dict[str, list[str]]:
     if os.environ.get("UV_DEFAULT_INDEX") and "index-url" not in known:
         known["index-url"] = os.environ["UV_DEFAULT_INDEX"]
     many = {k: v.replace("\\n", " ").split() for k, v in known.items()}
+    urls = [*many.get("index-url", ["https://pypi.org/simple"]), *many.get("extra-index-url", [])]
     return {
-        "index_urls": [*many.get("index-url", ["https://pypi.org/simple"]), *many.get("extra-index-url", [])],
+        "index_urls": [] if known.get("no-index", "").lower() in ("1", "true", "yes", "on") else urls,
         "find_links": many.get("find-links", []),
         "trusted_hosts": many.get("trusted-host", []),
+        "cert": [known["cert"]] if known.get("cert") else [],
     }
 
 
-def _find(source: PypiSource) -> str:
+@contextmanager
+def _client(known: dict[str, list[str]]) -> Iterator[Any]:
+    """An HTTP client that knows the user's credentials, trusted hosts and certificates, and never asks for any."""
+    import ssl
+
+    from unearth.auth import MultiDomainBasicAuth
+    from unearth.fetchers import PyPIClient
+
+    certs = [path for path in known.get("cert", []) if Path(path).is_file()]
+    with PyPIClient(
+        trusted_hosts=known.get("trusted_hosts", []),
+        verify=ssl.create_default_context(cafile=certs[0]) if certs else True,
+        timeout=60,
+        follow_redirects=True,
+    ) as client:
+        client.auth = MultiDomainBasicAuth(prompting=False, index_urls=known.get("index_urls", []))
+        yield client
+
+
+def _find(source: PypiSource, client: Any, known: dict[str, list[str]]) -> str:
+    """The archive's address. Places that do not answer are passed over as long as another one has it."""
     from unearth import PackageFinder
 
     logging.getLogger("unearth").setLevel(logging.ERROR)
-    try:
-        known = index_settings()
-        finder = PackageFinder(
-            index_urls=known["index_urls"], find_links=known["find_links"], trusted_hosts=known["trusted_hosts"]
-        )
-        finder.ignore_compatibility = True
-        candidates = list(finder.find_matches(f"{source.package}=={source.version}", allow_yanked=True))
-    except Exception as error:
-        # unearth lets the errors of whichever HTTP library it uses through.
+    places = [{"index_urls": [u]} for u in known["index_urls"]] + [{"find_links": [u]} for u in known["find_links"]]
+    links, silent = [], []
+    for place in places:
+        finder = PackageFinder(client, ignore_compatibility=True, **place)
+        try:
+            found = list(finder.find_matches(f"{source.package}=={source.version}", allow_yanked=True))
+        except Exception as error:  # unearth lets the errors of whichever HTTP library it uses through.
+            silent.append(error)
+            continue
+        links += [package.link for package in found]
+    wanted = [link for link in links if link.is_wheel == (source.archive == "wheel")]
+    named = [link for link in wanted if (link.hash_option or {}).get("sha256") == [source.sha256]]
+    if wanted:
+        return str((named or wanted)[0].url_without_fragment)
+    if silent and not links:
         raise SourceError(
             f"the package index did not answer for {source.package}",
-            found=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            found=_first_line(silent[0]),
             fix="check the network and pip's index settings (`pip config list`)",
-        ) from error
-    wanted = [c.link for c in candidates if c.link.is_wheel == (source.archive == "wheel")]
-    named = [link for link in wanted if (link.hashes or {}).get("sha256", [source.sha256]) == [source.sha256]]
-    if not (named or wanted):
-        raise SourceError(
-            f"the package index has no {source.archive} of {source.package} {source.version}",
-            found=", ".join(c.link.filename for c in candidates[:5]) or "nothing",
-            fix="check pip's index settings (`pip config list`)",
-        )
-    return str((named or wanted)[0].url_without_fragment)
+        ) from silent[0]
+    raise SourceError(
+        f"the package index has no {source.archive} of {source.package} {source.version}",
+        found=", ".join(link.filename for link in links[:5]) or "nothing",
+        fix="check pip's index settings (`pip config list`)",
+    )
 
 
-def _download(url: str, part: Path, source: PypiSource | HttpSource, progress: bool) -> None:
-    """Stream to `part`, resuming what an earlier broken connection left; verified before it returns."""
-    part.parent.mkdir(parents=True, exist_ok=True)
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _download(client: Any, url: str, part: Path, source: PypiSource | HttpSource, progress: bool) -> None:
+    """Stream to `part` and verify it; what a broken connection left is resumed, and if that ends badly, begun anew."""
     for attempt in range(RETRIES + 1):
+        resumed = part.exists()
         try:
-            _stream(url, part, source, progress)
-            break
+            _stream(client, url, part, source, progress)
+            _verify(part, source)
+            return
         except SourceError:
             part.unlink(missing_ok=True)
+            if not resumed or attempt == RETRIES:
+                raise
+        except OSError:
             raise
-        except OSError as error:
-            code = getattr(error, "code", None)
-            if attempt == RETRIES or (code is not None and code < 500 and code != 429):
+        except Exception as error:  # the transport errors of whichever HTTP library unearth uses
+            code = getattr(getattr(error, "response", None), "status_code", None)
+            if code == 416:
+                part.unlink(missing_ok=True)
+            elif attempt == RETRIES or (code is not None and code < 500 and code != 429):
                 raise SourceError(
                     f"could not download {_label(source)}",
-                    found=f"{type(error).__name__}: {error}",
+                    found=_first_line(error),
                     fix="check the network; what came so far is kept and the next try goes on from there",
                 ) from error
             time.sleep(min(0.2 * 2**attempt, 5))
-    if part.stat().st_size < source.size:
-        size = part.stat().st_size
-        part.unlink()
-        raise SourceError(f"{_label(source)} is truncated", expected=f"{source.size} bytes", found=f"{size} bytes")
+
+
+def _verify(part: Path, source: PypiSource | HttpSource) -> None:
+    if (size := part.stat().st_size) < source.size:
+        raise SourceError(
+            f"{_label(source)} is truncated",
+            expected=f"{source.size} bytes",
+            found=f"{size} bytes",
+            fix="the server sent less than was published; try again later",
+        )
     if (found := file_hash(part)) != source.sha256:
-        part.unlink()
         raise SourceError(
             f"{_label(source)} has the wrong sha256",
             expected=source.sha256,
@@ -318,37 +407,27 @@ def _download(url: str, part: Path, source: PypiSource | HttpSource, progress: b
         )
 
 
-def _stream(url: str, part: Path, source: PypiSource | HttpSource, progress: bool) -> None:
-    from urllib.request import Request, urlopen
-
+def _stream(client: Any, url: str, part: Path, source: PypiSource | HttpSource, progress: bool) -> None:
     have = part.stat().st_size if part.exists() else 0
     if have >= source.size:
         return
-    request = Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    with _open(request, urlopen) as response:
-        resumed = getattr(response, "status", None) == 206
-        done = have if resumed else 0
-        with part.open("ab" if resumed else "wb") as out, _bar(_label(source), source.size, progress) as step:
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    with client.stream("GET", url, headers=headers) as response:
+        response.raise_for_status()
+        done = have if response.status_code == 206 else 0
+        with part.open("ab" if done else "wb") as out, _bar(_label(source), source.size, progress) as step:
             step(done)
-            while chunk := response.read(CHUNK):
+            for chunk in response.iter_raw():
                 done += len(chunk)
                 if done > source.size:
                     raise SourceError(
                         f"{_label(source)} is longer than declared",
                         expected=f"{source.size} bytes",
-                        found=f"over {done}",
+                        found="more",
+                        fix="the file was changed where it is published; it was not kept",
                     )
                 out.write(chunk)
                 step(done)
-        length = response.headers.get("Content-Length")
-        if length is not None and done < (have if resumed else 0) + int(length):
-            raise ConnectionError(f"connection closed after {done} bytes")
-
-
-def _open(request: Request, urlopen: Callable[..., Any]) -> Any:
-    if request.type not in ("http", "https", "file"):
-        raise SourceError(f"not a URL this reads: {request.full_url}", expected="http, https or file")
-    return urlopen(request, timeout=60)
 
 
 @contextmanager
@@ -384,7 +463,9 @@ def _extract(source: PypiSource, archive: Path, target: Path) -> None:
             if outer not in names:
                 near = get_close_matches(outer, names, n=3, cutoff=0.3)
                 raise SourceError(
-                    f"{_label(source)} has no member '{outer}'", found=f"nearest: {', '.join(near) or 'none'}"
+                    f"{_label(source)} has no member '{outer}'",
+                    found=f"nearest: {', '.join(near) or 'none'}",
+                    fix="correct the member's path in the source",
                 )
             if not inner:
                 with read(outer) as stream:
@@ -395,7 +476,12 @@ def _extract(source: PypiSource, archive: Path, target: Path) -> None:
                 _copy(stream, nested, budget, source)
             with _archive(nested, outer) as (inside, read_inner):
                 if inner not in inside:
-                    raise SourceError(f"'{outer}' has no member '{inner}'", found=", ".join(sorted(inside)[:5]))
+                    near = get_close_matches(inner, inside, n=3, cutoff=0.3)
+                    raise SourceError(
+                        f"'{outer}' has no member '{inner}'",
+                        found=f"nearest: {', '.join(near) or 'none'}",
+                        fix="correct the member's path in the source",
+                    )
                 with read_inner(inner) as stream:
                     _copy(stream, target / name, budget, source)
             nested.unlink()
@@ -424,8 +510,10 @@ def _archive(path: Path, label: str) -> Iterator[tuple[set[str], Callable[[str],
                 yield set(by_name), read
         else:
             raise SourceError(f"{label} is not an archive", expected="a zip or a tar", fix="do not use this archive")
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-        raise SourceError(f"{label} is a damaged archive", found=str(error)) from error
+    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise SourceError(
+            f"{label} is a damaged archive", found=_first_line(error), fix="do not use this archive"
+        ) from error
 
 
 def _copy(stream: IO[bytes], path: Path, budget: list[int], source: PypiSource) -> None:

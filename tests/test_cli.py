@@ -130,6 +130,8 @@ def test_sql_models_datasets_and_doctor(trained: tuple[Settings, Lake]) -> None:
     findings = {f["name"]: f for f in json.loads(out)["findings"]}
     assert findings["nvidia packages on a CPU machine"]["ok"]
     assert findings["STFM_HOME"]["found"] == str(trained[0].root)
+    code, out = invoke("sql", "select '[bold]not markup[/bold]' as text")
+    assert "[bold]not markup[/bold]" in out
 
 
 def test_clean_deletes_what_can_be_made_again_and_asks_before_more(home: Path, lake: Lake) -> None:
