@@ -332,10 +332,10 @@ def _find(source: PypiSource, client: Any, known: dict[str, list[str]]) -> str:
     from unearth import PackageFinder
 
     logging.getLogger("unearth").setLevel(logging.ERROR)
-    places = [{"index_urls": [u]} for u in known["index_urls"]] + [{"find_links": [u]} for u in known["find_links"]]
+    finders = [PackageFinder(client, index_urls=[u], ignore_compatibility=True) for u in known["index_urls"]]
+    finders += [PackageFinder(client, find_links=[u], ignore_compatibility=True) for u in known["find_links"]]
     links, silent = [], []
-    for place in places:
-        finder = PackageFinder(client, ignore_compatibility=True, **place)
+    for finder in finders:
         try:
             found = list(finder.find_matches(f"{source.package}=={source.version}", allow_yanked=True))
         except Exception as error:  # unearth lets the errors of whichever HTTP library it uses through.
