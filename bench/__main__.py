@@ -47,7 +47,8 @@ def problem() -> tuple[Problem, Arrays]:
         "weight": torch.ones(n, c),
         "zone": torch.zeros(n, dtype=torch.long),
         "spatial": torch.randn(n, 10),
-        "adjacency": torch.zeros(n, n),
+        "edge_index": torch.zeros(2, 0, dtype=torch.long),
+        "edge_weight": torch.zeros(0),
     }
     facts = Problem(
         dataset="bench",

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from stfm_pipeline.lake import Lake
 
-CODE = (__name__, "stfm_pipeline.tables", "stfm_pipeline.harmonize.scaler", "stfm_pipeline.embed.spatial")
+CODE = (__name__, "stfm_pipeline.tables", "stfm_pipeline.harmonize.scaler")
 CALENDAR = ("tod", "dow", "holiday")
 
 
@@ -39,8 +39,8 @@ class Problem:
     """What a model is told before it is built: sizes, names, and small tensors that are data, not weights.
 
     tensors: mean, std (n c); weight (n c), what an error of one std is worth in the channel's mean std; past_mean,
-    past_std (n f); ahead_mean, ahead_std (n g); zone (n,); spatial (n e); adjacency (n n), row-normalised;
-    seen_tod / seen_dow / seen_holiday: categories training met.
+    past_std (n f); ahead_mean, ahead_std (n g); zone (n,); spatial (n e); edge_index (2 k), source and target, with
+    edge_weight (k,); seen_tod / seen_dow / seen_holiday: categories training met.
     """
 
     dataset: str
@@ -188,7 +188,8 @@ def load_panel(lake: Lake, name: str, cache: Path, look_back: int | None = None,
 
 
 def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:
-    from stfm_pipeline.embed.spatial import adjacency_of
+    import polars as pl
+
     from stfm_pipeline.harmonize import scaler
     from stfm_pipeline.tables import Signal, entity_hash
 
@@ -236,9 +237,11 @@ def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:
     spatial = read("embedded", "spatial")
     columns = [x for x in spatial.columns if x not in ("entity", "patch")]
     out["spatial"] = spatial.select(columns).fill_null(0).to_numpy().astype(np.float32)
-    weights = adjacency_of(read("harmonized", "edges"), names)
-    both = weights + weights.T
-    out["adjacency"] = (both / np.maximum(both.sum(axis=1, keepdims=True), 1e-12)).astype(np.float32)
+    edges = read("harmonized", "edges")
+    code = {e: i for i, e in enumerate(names)}
+    ends = [edges[k].replace_strict(code, return_dtype=pl.Int64).to_numpy() for k in ("source", "target")]
+    out["edge_index"] = np.stack(ends)
+    out["edge_weight"] = edges["weight"].to_numpy().astype(np.float32)
     facts = {
         "entities": names,
         "channels": channels,
@@ -297,7 +300,8 @@ def _open(folder: Path, name: str, stages: dict[str, Any], look_back: int | None
         "ahead_std",
         "zone",
         "spatial",
-        "adjacency",
+        "edge_index",
+        "edge_weight",
     )
     tensors = {
         k: torch.from_numpy(np.load(folder / f"{k}.npy", allow_pickle=False))

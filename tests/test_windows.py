@@ -218,9 +218,10 @@ def test_a_look_back_longer_than_the_head_start_of_a_part_reaches_before_it(pane
     assert torch.equal(first[:48], panel.arrays.values[panel.parts["train"].stop - 48 : panel.parts["train"].stop])
 
 
-def test_adjacency_rows_sum_to_one_or_are_empty_and_zones_are_indexed(panel: Panel) -> None:
+def test_edges_and_zones_are_indexed_by_entity(panel: Panel) -> None:
     tensors = panel.problem.tensors
-    assert torch.allclose(tensors["adjacency"].sum(1), torch.ones(6))
+    assert tensors["edge_index"].tolist() == [[0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 0]]
+    assert tensors["edge_weight"].tolist() == [1.0] * 6
     assert [panel.problem.zones[i] for i in tensors["zone"].tolist()] == ["America/New_York"] * 3 + [
         "Europe/Zurich"
     ] * 3
