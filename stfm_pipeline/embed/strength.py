@@ -1,0 +1,109 @@
+"""How seasonal a series is: strength of season and trend (Wang, Smith and Hyndman, 2006; FPP3, section 4.3)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[np.floating]
+Mask = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+
+PASSES = 3
+BLOCK_CELLS = 4_000_000
+
+
+def seasonal_strength(values: Values, observed: Mask, period: int, phase: NDArray[np.integer] | None = None) -> Floats:
+    """Strength of the season of `period` steps in each series of (t, n, c): (n, c) in [0, 1].
+
+    1 is a season without remainder, 0 is none. `phase` (t,) in [0, period) says where in its season a step lies, for
+    seasons of civil time; without it steps are counted. NaN where a series is observed for less than two seasons or
+    never varies.
+    """
+    return strengths(values, observed, period, phase)[0]
+
+
+def strengths(
+    values: Values, observed: Mask, period: int, phase: NDArray[np.integer] | None = None
+) -> tuple[Floats, Floats]:
+    """Strength of season and of trend, each (n, c): max(0, 1 - Var(R) / Var(S + R)) and the same with T for S.
+
+    Additive decomposition X = T + S + R over observed cells only: S is the mean of each phase, T a centred moving mean
+    one season long of what S leaves. Each is fitted to what the other leaves, three times over, so that gaps and the
+    ends of the series do not turn season into trend. Variances count the degrees of freedom that S takes, so that
+    noise scores about 0 however few seasons there are.
+    """
+    t, n, c = values.shape
+    phase = np.arange(t) % period if phase is None else np.asarray(phase)
+    out = np.full((2, n * c), np.nan)
+    if 1 < period <= t // 2:
+        # A few series at a time, so that memory does not grow with entities.
+        width = max(1, BLOCK_CELLS // t)
+        for start in range(0, n * c, width):
+            block = slice(start, start + width)
+            flat = (a.reshape(t, n * c)[:, block] for a in (values, observed))
+            out[:, block] = _strengths(*flat, period, phase)
+    return out[0].reshape(n, c), out[1].reshape(n, c)
+
+
+def _strengths(values: Values, mask: Mask, period: int, phase: NDArray[np.integer]) -> tuple[Floats, Floats]:
+    weight = mask.astype(np.float64)
+    count = weight.sum(axis=0)
+    x = np.where(mask, values, 0).astype(np.float64)
+    x -= weight * (x.sum(axis=0) / np.maximum(count, 1))
+    trend = np.zeros_like(x)
+    season = np.zeros_like(x)
+    for _ in range(PASSES):
+        season = _phase_means(x - weight * trend, weight, phase, period)
+        trend = _moving_mean(x - weight * season, weight, period)
+    rest = weight * (x - trend - season)
+    phases = _phases_seen(weight, phase, period)
+    free = count - phases
+    remainder = (rest**2).sum(axis=0) / np.maximum(free, 1)
+    season_sum, trend_sum = (_sum_of_squares(rest + weight * part, weight, count) for part in (season, trend))
+    size = (x**2).sum(axis=0)
+    # What is left of a constant by rounding is not variation.
+    known = (count >= 2 * period) & (free > 0) & (size > 1e-12 * np.maximum(count, 1))
+    out = []
+    for whole, used in ((season_sum, count - 1), (trend_sum, free)):
+        spread = whole / np.maximum(used, 1)
+        negligible = whole <= 1e-10 * size
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = np.where(negligible, 0.0, 1 - remainder / spread)
+        out.append(np.where(known, np.clip(share, 0, 1), np.nan))
+    return out[0], out[1]
+
+
+def _sum_of_squares(x: Floats, weight: Floats, count: Floats) -> Floats:
+    mean = x.sum(axis=0) / np.maximum(count, 1)
+    return np.asarray((weight * (x - mean) ** 2).sum(axis=0))
+
+
+def _by_phase(x: Floats, phase: NDArray[np.integer], period: int) -> Floats:
+    """Sums (period, m) of the rows of each phase."""
+    out = np.zeros((period, x.shape[1]))
+    order = np.argsort(phase, kind="stable")
+    present, first = np.unique(phase[order], return_index=True)
+    out[present] = np.add.reduceat(x[order], first, axis=0)
+    return out
+
+
+def _phases_seen(weight: Floats, phase: NDArray[np.integer], period: int) -> Floats:
+    return np.asarray((_by_phase(weight, phase, period) > 0).sum(axis=0), np.float64)
+
+
+def _phase_means(x: Floats, weight: Floats, phase: NDArray[np.integer], period: int) -> Floats:
+    """The mean of each step's phase (t, m), its own mean over observed cells taken out."""
+    means = _by_phase(x, phase, period) / np.maximum(_by_phase(weight, phase, period), 1)
+    season = means[phase]
+    return np.asarray(season - (weight * season).sum(axis=0) / np.maximum(weight.sum(axis=0), 1))
+
+
+def _moving_mean(x: Floats, weight: Floats, period: int) -> Floats:
+    """Centred mean over one period of observed cells (t, m); shorter at the ends, 0 where a window holds none."""
+    half = period // 2
+    sums = [np.concatenate([np.zeros((1, a.shape[1])), np.cumsum(a, axis=0)]) for a in (x, weight)]
+    t = len(x)
+    low, high = np.maximum(np.arange(t) - half, 0), np.minimum(np.arange(t) + half + 1, t)
+    total, seen = (s[high] - s[low] for s in sums)
+    return np.asarray(np.where(seen > 0.5, total / np.maximum(seen, 1), 0))
