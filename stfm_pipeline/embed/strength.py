@@ -41,8 +41,8 @@ def strengths(
         width = max(1, BLOCK_CELLS // t)
         for start in range(0, n * c, width):
             block = slice(start, start + width)
-            flat = (a.reshape(t, n * c)[:, block] for a in (values, observed))
-            out[:, block] = _strengths(*flat, period, phase)
+            series, mask = values.reshape(t, n * c)[:, block], observed.reshape(t, n * c)[:, block]
+            out[:, block] = _strengths(series, mask, period, phase)
     return out[0].reshape(n, c), out[1].reshape(n, c)
 
 
