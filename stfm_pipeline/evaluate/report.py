@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -14,6 +13,9 @@ import polars as pl
 
 from stfm_pipeline.evaluate.metrics import Row
 from stfm_pipeline.evaluate.run import Evaluation
+from stfm_pipeline.pages.base import DASH as DASH
+from stfm_pipeline.pages.base import finite, linkable, moment, number, numbers, source_line, templates
+from stfm_pipeline.pages.base import write as write
 
 # Figures are plain plotly dicts: the page draws them, so that it can follow the reader's light or dark mode.
 Figure = dict[str, Any]
@@ -24,31 +26,9 @@ LEARNED = ("#d97706", "#0d9488", "#a855f7", "#db2777", "#65a30d")
 BASELINE = ("#6b7280", "#8b93a1", "#747d8c")
 DASHES = ("dot", "dash", "dashdot", "longdash", "longdashdot")
 DIVERGING = [[0, "#2166ac"], [0.25, "#67a9cf"], [0.5, "#f3f4f6"], [0.75, "#ef8a62"], [1, "#b2182b"]]
-DASH = "\N{EN DASH}"
 EXAMPLES = 12
 EDGES = 400
 EXTREMES = 10
-
-
-def finite(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else value
-
-
-def numbers(values: Sequence[float | None], digits: int = 4) -> list[str]:
-    """A column of numbers with the same decimals each: `digits` significant ones in the smallest."""
-    sizes = [abs(v) for v in map(finite, values) if v]
-    decimals = min(6, max(0, digits - 1 - math.floor(math.log10(min(sizes))))) if sizes else 0
-    return [DASH if finite(v) is None else f"{v:,.{decimals}f}" for v in values]
-
-
-def number(value: float | None) -> str:
-    return numbers([value])[0]
-
-
-def percent(value: float | None, sign: bool = False) -> str:
-    if finite(value) is None:
-        return DASH
-    return f"{value:+.1%}" if sign else f"{value:.1%}"
 
 
 def tree(branch: Any, indent: str = "") -> Iterator[str]:
@@ -73,54 +53,40 @@ def render(
     version: str | None = None,
 ) -> str:
     """The page: choice, leaderboard, errors, examples, calibration, cost, data, lineage. Loads nothing from outside."""
-    import jinja2
     from plotly.offline import get_plotlyjs
 
     e = evaluation
-    environment = jinja2.Environment(
-        autoescape=True,
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"num": number, "pct": percent, "count": _count, "words": lambda key: key.replace("_", " ")}
     styles = _styles(e)
-    return environment.get_template("report.html.j2").render(
-        e=e,
-        spec=e.spec,
-        version=version,
-        facts=facts,
-        tiles=_tiles(e),
-        boards=_boards(e),
-        overall=_overall(e),
-        losses=losses(e),
-        sections=[
-            ("horizon", "Error by horizon", *_by_horizon(e, styles)),
-            ("hour", "Error by civil hour", *_by_hour(e, styles)),
-            ("entity", "Error by entity", *_by_entity(e, entities, edges)),
-            ("examples", "Example forecasts", *_examples(e)),
-        ],
-        extremes=_extremes(e),
-        rival=e.entities[0]["baseline"] if e.entities else "baseline",
-        masks=sorted({m for c in e.spec.channel_names for m in facts["masked"].get(c, {})} - {"values"}),
-        sources=[_source(s.model_dump()) for s in e.spec.sources],
-        linked=e.spec.homepage.startswith(("https://", "http://")),
-        lineage="\n".join(tree(e.lineage)),
-        gate_is_val=e.parts["gate"] == e.parts["val"],
-        span=lambda part: f"{_moment(e.parts[part][0])} to {_moment(e.parts[part][1])} UTC",
-        moment=_moment,
-        plotly=get_plotlyjs(),
+    return (
+        templates(Path(__file__).parent)
+        .get_template("report.html.j2")
+        .render(
+            e=e,
+            spec=e.spec,
+            version=version,
+            facts=facts,
+            tiles=_tiles(e),
+            boards=_boards(e),
+            overall=_overall(e),
+            losses=losses(e),
+            sections=[
+                ("horizon", "Error by horizon", *_by_horizon(e, styles)),
+                ("hour", "Error by civil hour", *_by_hour(e, styles)),
+                ("entity", "Error by entity", *_by_entity(e, entities, edges)),
+                ("examples", "Example forecasts", *_examples(e)),
+            ],
+            extremes=_extremes(e),
+            rival=e.entities[0]["baseline"] if e.entities else "baseline",
+            masks=sorted({m for c in e.spec.channel_names for m in facts["masked"].get(c, {})} - {"values"}),
+            sources=[source_line(s.model_dump()) for s in e.spec.sources],
+            linked=linkable(e.spec.homepage),
+            lineage="\n".join(tree(e.lineage)),
+            gate_is_val=e.parts["gate"] == e.parts["val"],
+            span=lambda part: f"{moment(e.parts[part][0])} to {moment(e.parts[part][1])} UTC",
+            moment=moment,
+            plotly=get_plotlyjs(),
+        )
     )
-
-
-def write(html: str, path: Path) -> Path:
-    """Write atomically; returns the path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(html, encoding="utf-8")
-    os.replace(scratch, path)
-    return path
 
 
 def picture(evaluation: Evaluation) -> bytes:
@@ -152,21 +118,6 @@ def _averages(e: Evaluation) -> dict[tuple[str, str, str | None], Row]:
 
 def _baselines(e: Evaluation) -> list[str]:
     return [r["system"] for r in e.ranking if r["branch"] == "baseline"]
-
-
-def _moment(time: str) -> str:
-    return time[:16].replace("T", " ")
-
-
-def _count(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def _source(source: dict[str, Any]) -> str:
-    """Kind, name and hash in one line; the lineage has the rest."""
-    name = source.get("url") or f"{source.get('package', '')} {source.get('version', '')} {source.get('archive', '')}"
-    name = Path(source["path"]).name if "path" in source else name
-    return f"{source['kind']}: {name.strip()}, sha256 {(source.get('sha256') or DASH)[:16]}"
 
 
 def _tiles(e: Evaluation) -> list[dict[str, Any]]:
@@ -404,6 +355,6 @@ def _example(x: dict[str, Any], unit: str) -> Figure:
         _line("truth", ahead, x["truth"], line={"width": 1.5}, **dots),
         _line("forecast", ahead, x["forecast"], line={"color": LEADER, "width": 3}),
     ]
-    figure = _figure(f"{x['entity']}: {x['channel']}, {_moment(ahead[0])}", {"type": "date"}, unit, data, height=320)
+    figure = _figure(f"{x['entity']}: {x['channel']}, {moment(ahead[0])}", {"type": "date"}, unit, data, height=320)
     figure["layout"]["legend"]["traceorder"] = "normal"
     return figure
