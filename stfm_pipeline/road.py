@@ -49,7 +49,7 @@ class Outcome:
 
 def _raw(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
     from stfm_pipeline.harmonize.run import check_raw
-    from stfm_pipeline.sources import fetch
+    from stfm_pipeline.sources import fetch, identity
 
     files: dict[str, Path] = {}
     for source in dataset.spec.sources:
@@ -66,7 +66,7 @@ def _raw(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
         "rows": {name: len(frame) for name, frame in tables.items()},
         "start": str(observations["time"].min()),
         "end": str(observations["time"].max()),
-        "sources": [s.model_dump(mode="json") for s in dataset.spec.sources],
+        "sources": [identity(s, settings) for s in dataset.spec.sources],
     }
     return Result(
         tables, facts, [Check("canonical_contract", True, "types, keys, zones and coordinates are right", {})]
@@ -103,6 +103,15 @@ def _tables(lake: Lake, dataset: str, stage: str, only: tuple[str, ...] | None =
     return {t: lake.read(found, t) for t in found.tables if only is None or t in only}
 
 
+def _raw_config(spec: DatasetSpec) -> Any:
+    """A file at hand counts by its bytes, wherever it lies; how tables are read depends on the step."""
+    from stfm_pipeline.sources import identity
+
+    sources = [identity(s, Settings()) for s in spec.sources]
+    read = [spec.model_dump(mode="json")["tables"], spec.harmonize.step] if spec.tables else []
+    return [_pick("name", "channels", "zone", "licence")(spec), sources, read]
+
+
 def _pick(*fields: str) -> Callable[[DatasetSpec], Any]:
     return lambda spec: spec.model_dump(mode="json", include=set(fields))
 
@@ -116,7 +125,7 @@ STEPS: dict[str, Step] = {
             "The source's own values, typed and in UTC. Nothing is repaired here.",
             (),
             (*GROUND, "stfm_pipeline.sources"),
-            _pick("name", "sources", "channels", "zone", "licence"),
+            _raw_config,
             _raw,
         ),
         Step(

@@ -80,11 +80,22 @@ class HttpSource(_Source):
 
 
 class LocalSource(_Source):
-    """A file at hand; a relative path is looked up in `$STFM_DATA`."""
+    """A file at hand; a relative path is looked up in `$STFM_DATA`.
+
+    Known to readers as `name` (default: the path's last part). The first of `path` and `aliases` that exists is it; an
+    `optional` one may be absent.
+    """
 
     kind: Literal["local"] = "local"
     path: Path
     sha256: Sha256 | None = None
+    name: str | None = None
+    aliases: tuple[Path, ...] = ()
+    optional: bool = False
+
+    @property
+    def key(self) -> str:
+        return self.name or self.path.name
 
 
 Source = Annotated[PypiSource | HttpSource | LocalSource, Field(discriminator="kind")]
@@ -100,7 +111,8 @@ def fetch(
     """
     settings = settings or Settings()
     if isinstance(source, LocalSource):
-        return {source.path.name: _local(source, settings)}
+        found = _local(source, settings)
+        return {} if found is None else {source.key: found}
     folder = _folder(source, settings)
     if (files := _cached(folder)) is not None:
         return files
@@ -121,15 +133,15 @@ def fetch(
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(ready, folder)
     log.info("fetched %s, %.1f MB, %.1f s", _label(source), source.size / 1e6, time.perf_counter() - began)
-    found = _cached(folder)
-    assert found is not None
-    return found
+    files = _cached(folder)
+    assert files is not None
+    return files
 
 
 def is_cached(source: PypiSource | HttpSource | LocalSource, settings: Settings) -> bool:
     """Whether `fetch` would need nothing from outside."""
     if isinstance(source, LocalSource):
-        return _local_path(source, settings).is_file()
+        return source.optional or _local_path(source, settings).is_file()
     return _cached(_folder(source, settings)) is not None
 
 
@@ -202,15 +214,31 @@ def _check_disk(source: PypiSource | HttpSource, settings: Settings) -> None:
         )
 
 
+def identity(source: PypiSource | HttpSource | LocalSource, settings: Settings) -> dict[str, Any]:
+    """What a source is, for fingerprints and lineage: its spec, and for a file at hand the hash of its bytes."""
+    facts = source.model_dump(mode="json")
+    if isinstance(source, LocalSource):
+        path = _local_path(source, settings)
+        facts = {"kind": "local", "name": source.key, "sha256": file_hash(path) if path.is_file() else None}
+    return facts
+
+
 def _local_path(source: LocalSource, settings: Settings) -> Path:
-    path = source.path.expanduser()
-    return path if settings.data is None else settings.data / path
+    root = settings.data or Path()
+    paths = [root / p.expanduser() for p in (source.path, *source.aliases)]
+    return next((p for p in paths if p.is_file()), paths[0])
 
 
-def _local(source: LocalSource, settings: Settings) -> Path:
+def _local(source: LocalSource, settings: Settings) -> Path | None:
     path = _local_path(source, settings)
     if not path.is_file():
-        raise SourceError(f"no file at {path}", fix="check the path, or set STFM_DATA to the folder that holds it")
+        if source.optional:
+            return None
+        others = ", ".join(p.name for p in source.aliases)
+        raise SourceError(
+            f"no file at {path}" + (f", nor any called {others}" if others else ""),
+            fix="check the path, or set STFM_DATA to the folder that holds it",
+        )
     if source.sha256 and (found := file_hash(path)) != source.sha256:
         raise SourceError(
             f"{path.name} is not the file it should be",

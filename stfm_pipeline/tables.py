@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,6 +16,15 @@ from numpy.typing import NDArray
 from stfm_pipeline.errors import MAX_OFFENDERS, ContractError
 
 UTC = pl.Datetime("us", "UTC")
+_UNITS_US = {"s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
+
+
+def step_us(step: str, zero: bool = False) -> int:
+    """Length of a duration such as `5m`, `1h`, `1d` in microseconds; `zero` allows `0h`."""
+    match = re.fullmatch(r"(\d+)([smhd])", step)
+    if not match or (int(match[1]) == 0 and not zero):
+        raise ContractError("not a step length", expected="a number and s, m, h or d, e.g. '1h'", found=repr(step))
+    return int(match[1]) * _UNITS_US[match[2]]
 
 
 @dataclass(frozen=True)

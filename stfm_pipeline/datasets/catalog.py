@@ -1,4 +1,4 @@
-"""The datasets that exist: every module beside this one that defines `SPEC` and `read`."""
+"""The datasets that exist: every module with `SPEC` and `read` and every YAML file beside this one, and a user's own."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import importlib
 import pkgutil
 from difflib import get_close_matches
 from functools import cache
+from pathlib import Path
 
 from stfm_pipeline import datasets as package
 from stfm_pipeline.datasets.spec import Dataset, check_name
+from stfm_pipeline.datasets.yaml_file import SpecError, load_yaml
 from stfm_pipeline.errors import UsageError
+from stfm_pipeline.settings import Settings
 
-_NOT_DATASETS = {"spec", "catalog"}
+_NOT_DATASETS = {"spec", "catalog", "formats", "yaml_file", "export"}
 _registered: dict[str, Dataset] = {}
 
 
@@ -21,8 +24,40 @@ def register(dataset: Dataset) -> None:
 
 
 def all_datasets() -> dict[str, Dataset]:
-    """Every known dataset by name."""
-    return dict(sorted({**_built_in(), **_registered}.items()))
+    """Every dataset that can be used, by name; a user's files are looked at anew on every call."""
+    own = {name: found for name, found in _own().items() if isinstance(found, Dataset)}
+    return dict(sorted({**_built_in(), **own, **_registered}.items()))
+
+
+def broken_datasets() -> dict[str, SpecError]:
+    """A user's dataset files that cannot be used, by name, with the reason."""
+    return {name: found for name, found in _own().items() if isinstance(found, SpecError)}
+
+
+def folder() -> Path:
+    """Where a user's dataset files are."""
+    return Settings().root / "datasets"
+
+
+def _own() -> dict[str, Dataset | SpecError]:
+    found: dict[str, Dataset | SpecError] = {}
+    for path in sorted([*folder().glob("*.yaml"), *folder().glob("*.yml")]):
+        stamp = path.stat()
+        found[path.stem] = _load(path, stamp.st_mtime_ns, stamp.st_size)
+    return found
+
+
+@cache
+def _load(path: Path, modified: int, size: int) -> Dataset | SpecError:
+    try:
+        dataset = load_yaml(path)
+        if dataset.spec.name in _built_in():
+            raise SpecError(
+                f"{path.name}: a built-in dataset has this name already", fix="rename the file, and `name` in it"
+            )
+    except SpecError as error:
+        return error
+    return dataset
 
 
 @cache
@@ -34,6 +69,9 @@ def _built_in() -> dict[str, Dataset]:
         module = importlib.import_module(f"{package.__name__}.{info.name}")
         dataset = Dataset(spec=module.SPEC, read=module.read, module=module.__name__)
         found[dataset.spec.name] = dataset
+    for path in sorted(Path(next(iter(package.__path__))).glob("*.yaml")):
+        dataset = load_yaml(path, beside=False)
+        found[dataset.spec.name] = dataset
     return found
 
 
@@ -42,6 +80,8 @@ def get_dataset(name: str) -> Dataset:
     check_name(name)
     known = all_datasets()
     if name not in known:
+        if name in (broken := broken_datasets()):
+            raise broken[name]
         near = get_close_matches(name, known, n=3)
         raise UsageError(
             f"no dataset is called '{name}'",

@@ -6,13 +6,15 @@ import re
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import polars as pl
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from stfm_pipeline.errors import UsageError
+from stfm_pipeline.datasets.formats import Table
+from stfm_pipeline.errors import StfmError, UsageError
 from stfm_pipeline.sources import Source
+from stfm_pipeline.tables import step_us
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 Kind = Literal["graph", "grid", "trajectory", "event", "video"]
@@ -73,10 +75,15 @@ class Harmonize(Model):
 
 
 class Split(Model):
-    """Chronological train / val / gate / test, as shares of the steps or published step counts (gate 0 = use val)."""
+    """Chronological train / val / gate / test, as shares or published step counts (gate 0 = use val).
+
+    Shares are of the steps, or of the windows as DCRNN's and its successors' code counts them: the test part then
+    starts with the first target of the first test window.
+    """
 
     ratios: tuple[float, float, float, float] | None = (0.6, 0.1, 0.1, 0.2)
     counts: tuple[int, int, int, int] | None = None
+    of: Literal["steps", "windows"] = "steps"
 
     @model_validator(mode="after")
     def _sane(self) -> Split:
@@ -132,26 +139,92 @@ class Facts(Model):
     entities: int | None = None
 
 
+class Published(Model):
+    """A published result: scores by step of the horizon, or by horizon length, in the order of the benchmark's metrics.
+
+    `system` names ours where we have the same model; `look_back` the length it was published with, if not the task's.
+    """
+
+    model: str
+    source: str
+    scores: dict[int | Literal["avg"], tuple[float | None, ...]]
+    system: str | None = None
+    look_back: int | None = None
+
+
+class Benchmark(Model):
+    """How the field reports on this dataset, and what it has reported.
+
+    `at` step: one task, scored at single steps and on average; `at` length: one task per horizon length, averaged.
+    `channel` None is all channels together, which only standardised scores allow. MAPE is in percent.
+    """
+
+    metrics: tuple[Literal["mae", "rmse", "mape", "mse"], ...] = Field(min_length=1)
+    scale: Literal["data", "standardised"] = "data"
+    at: Literal["step", "length"] = "step"
+    channel: str | None = None
+    tolerance: float = Field(default=0.02, gt=0)
+    notes: tuple[str, ...] = ()
+    published: tuple[Published, ...] = ()
+
+    @model_validator(mode="after")
+    def _sane(self) -> Benchmark:
+        if wrong := [p.model for p in self.published for v in p.scores.values() if len(v) != len(self.metrics)]:
+            raise ValueError(f"published scores of {wrong[0]} are not one per metric ({', '.join(self.metrics)})")
+        if self.scale == "data" and self.channel is None:
+            raise ValueError("scores in data units belong to one channel: name it")
+        return self
+
+
 class DatasetSpec(Model):
-    """Everything about a dataset that is not code. `zone` is the civil zone of entities that name none."""
+    """Everything about a dataset that is not code. `zone` is the civil zone of entities that name none.
+
+    `tables` says how each raw table is read; a dataset with a `read` function of its own has none. Without `seasons`,
+    a day and a week are the candidates.
+    """
 
     name: Annotated[str, AfterValidator(check_name)]
     title: str
     kind: Kind
     licence: str
-    homepage: str
-    description: str
-    sources: tuple[Source, ...]
+    homepage: str = ""
+    description: str = ""
+    sources: tuple[Source, ...] = ()
+    tables: dict[str, Table] = Field(default={})
     channels: tuple[Channel, ...] = Field(min_length=1)
     zone: str
     country: str | None = None
-    seasons: tuple[int, ...] = Field(description="candidate seasonal periods in steps, shortest first")
+    seasons: tuple[int, ...] = Field(default=(), description="candidate seasonal periods in steps, shortest first")
     harmonize: Harmonize
     split: Split = Split()
     embed: Embed = Embed()
     joins: tuple[Join, ...] = ()
     task: Task
     facts: Facts = Facts()
+    benchmark: Benchmark | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _seasons(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("seasons"):
+            return values
+        try:
+            step = values["harmonize"]["step"] if isinstance(values["harmonize"], dict) else values["harmonize"].step
+            day = step_us("1d") // step_us(step)
+        except (KeyError, TypeError, ValueError, AttributeError, StfmError):
+            return values
+        return {**values, "seasons": (day, 7 * day) if day > 1 else (7,)}
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> DatasetSpec:
+        sides = [c for j in self.joins for c in j.columns]
+        names = [*self.channel_names, *sides]
+        if double := sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(f"two channels or side columns are called '{double[0]}'")
+        needed = ("observations", *(j.table for j in self.joins)) if self.tables else ()
+        if lacking := [t for t in needed if t not in self.tables]:
+            raise ValueError(f"tables lacks '{lacking[0]}'")
+        return self
 
     @property
     def channel_names(self) -> tuple[str, ...]:

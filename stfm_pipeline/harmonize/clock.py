@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import cast
 
 import numpy as np
@@ -11,16 +10,7 @@ from numpy.typing import NDArray
 
 from stfm_pipeline.datasets.spec import Harmonize
 from stfm_pipeline.errors import ContractError
-
-_UNITS_US = {"s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
-
-
-def step_us(step: str, zero: bool = False) -> int:
-    """Length of a duration such as `5m`, `1h`, `1d` in microseconds; `zero` allows `0h`."""
-    match = re.fullmatch(r"(\d+)([smhd])", step)
-    if not match or (int(match[1]) == 0 and not zero):
-        raise ContractError("not a step length", expected="a number and s, m, h or d, e.g. '1h'", found=repr(step))
-    return int(match[1]) * _UNITS_US[match[2]]
+from stfm_pipeline.tables import step_us
 
 
 def to_steps(rows: pl.DataFrame, channels: tuple[str, ...], rule: Harmonize) -> tuple[pl.DataFrame, dict[str, int]]:

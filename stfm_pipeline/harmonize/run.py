@@ -11,10 +11,10 @@ import polars as pl
 from stfm_pipeline.datasets.spec import DatasetSpec
 from stfm_pipeline.errors import ContractError
 from stfm_pipeline.harmonize import scaler, split
-from stfm_pipeline.harmonize.clock import clock_of, step_us, to_steps
+from stfm_pipeline.harmonize.clock import clock_of, to_steps
 from stfm_pipeline.harmonize.mask import apply_channel_rules, mask_outliers
 from stfm_pipeline.stage import Result
-from stfm_pipeline.tables import Check, Edges, Entities, Signal, entity_hash, observations, scatter, validate
+from stfm_pipeline.tables import Check, Edges, Entities, Signal, entity_hash, observations, scatter, step_us, validate
 
 
 def check_raw(spec: DatasetSpec, raw: dict[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
@@ -83,7 +83,7 @@ def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFr
                 found=f"{masked[channel.name]}",
                 fix="check the column, its missing codes and its range",
             )
-    table = split.draw(times, spec.split) if frozen is None else split.lengthen(frozen, times)
+    table = split.draw(times, spec.split, spec.task) if frozen is None else split.lengthen(frozen, times)
     parts = split.parts_of(table, times)
     split.check_lengths(parts, spec.task)
     if rule.outliers:

@@ -15,11 +15,13 @@ from stfm_pipeline.errors import ContractError
 Parts = dict[Part, slice]
 
 
-def draw(times: NDArray[np.datetime64], rule: Split) -> pl.DataFrame:
+def draw(times: NDArray[np.datetime64], rule: Split, task: Task) -> pl.DataFrame:
     """Split table (part, start, end, end exclusive) for these times; published counts may leave later steps unused."""
     t = len(times)
     if rule.counts is not None:
         counts = np.array(rule.counts)
+    elif rule.of == "windows":
+        counts = _by_windows(t, cast("tuple[float, ...]", rule.ratios), task)
     else:
         edges = np.round(np.cumsum((0.0, *cast("tuple[float, ...]", rule.ratios))) * t).astype(int)
         counts = np.diff(edges)
@@ -33,6 +35,13 @@ def draw(times: NDArray[np.datetime64], rule: Split) -> pl.DataFrame:
     start = pl.Series(stamps[:-1]).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
     end = pl.Series(stamps[1:]).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
     return pl.DataFrame({"part": list(PARTS), "start": start, "end": end})
+
+
+def _by_windows(t: int, ratios: tuple[float, ...], task: Task) -> NDArray[np.int64]:
+    windows = max(t - task.look_back - task.horizon + 1, 0)
+    train, val, gate = (round(windows * r) for r in ratios[:3])
+    last = windows - train - val - gate
+    return np.array([train + task.look_back, val, gate, last + task.horizon - 1])
 
 
 def lengthen(frozen: pl.DataFrame, times: NDArray[np.datetime64]) -> pl.DataFrame:

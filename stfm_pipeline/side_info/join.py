@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 
 from stfm_pipeline.datasets.spec import Join
 from stfm_pipeline.errors import ContractError
-from stfm_pipeline.harmonize.clock import step_us
-from stfm_pipeline.tables import scatter, times_of
+from stfm_pipeline.tables import scatter, step_us, times_of
 
 Values = NDArray[np.float32]
 Mask = NDArray[np.bool_]

@@ -343,7 +343,7 @@ def test_shares_cut_the_clock_into_parts_that_touch_and_leave_nothing_out(t: int
     times = np.arange(t).astype("datetime64[h]").astype("datetime64[us]")
     total = sum(weights)
     shares = tuple(w / total for w in weights)
-    table = draw(times, Split(ratios=shares))
+    table = draw(times, Split(ratios=shares), Task(look_back=1, horizon=1))
     parts = parts_of(table, times)
     assert table["start"].to_list()[1:] == table["end"].to_list()[:-1]
     assert (table["start"][0], table["end"][3]) == (stamp(times[0]), stamp(times[-1] + np.timedelta64(1, "h")))

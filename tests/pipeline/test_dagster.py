@@ -12,13 +12,15 @@ import pytest
 from fixtures.synthetic import make_dataset
 
 from definitions import defs
+from stfm_pipeline.datasets.catalog import all_datasets
 from stfm_pipeline.datasets.spec import Dataset, Facts
 from stfm_pipeline.lake import Lake
 from stfm_pipeline.settings import Settings
+from stfm_pipeline.systems.catalog import module_names
 
 ROOT = Path(__file__).parents[2]
 DATA = ["raw", "harmonized", "embedded", "enriched"]
-SYSTEMS = ["constant", "dlinear", "historical_average", "historical_median", "last_value", "seasonal_naive", "stid"]
+SYSTEMS = sorted(module_names())
 
 
 def test_the_location_loads_without_heavy_libraries_or_warnings() -> None:
@@ -137,7 +139,7 @@ def test_the_sensor_keeps_partitions_in_step_and_the_schedule_asks_for_what_has_
 ) -> None:
     sensor = defs.resolve_sensor_def("datasets_in_step")
     data = sensor.evaluate_tick(dg.build_sensor_context(instance=instance))
-    assert [sorted(r.partition_keys) for r in data.dynamic_partitions_requests or []] == [["etth1", "nyc-airports"]]
+    assert [sorted(r.partition_keys) for r in data.dynamic_partitions_requests or []] == [sorted(all_datasets())]
     schedule = defs.resolve_schedule_def("weekly_retraining")
     context = dg.build_schedule_context(instance=instance)
     assert list(schedule.evaluate_tick(context).run_requests or []) == []

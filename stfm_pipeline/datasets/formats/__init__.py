@@ -1,0 +1,61 @@
+"""The file formats that a dataset's tables can be read from, as data: a `tables` section names one per raw table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import polars as pl
+from pydantic import Field
+
+from stfm_pipeline.datasets.formats.base import Form, Scene
+from stfm_pipeline.datasets.formats.canonical import Canonical, Inline
+from stfm_pipeline.datasets.formats.edges import Distances, EdgeList, Matrix
+from stfm_pipeline.datasets.formats.libcity import LibCity
+from stfm_pipeline.datasets.formats.places import Places
+from stfm_pipeline.datasets.formats.series import Long, Nixtla, Tensor, Wide
+
+Plain = Annotated[
+    Wide | Tensor | Long | Nixtla | LibCity | Places | Matrix | Distances | EdgeList | Canonical | Inline,
+    Field(discriminator="format"),
+]
+
+
+class FirstOf(Form):
+    """The first of several ways whose files are there, for what goes around in more than one form."""
+
+    format: Literal["first_of"]
+    options: tuple[Plain, ...] = Field(min_length=1)
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(n for option in self.options for n in option.names())
+
+    def ready(self, files: dict[str, Path]) -> bool:
+        return any(option.ready(files) for option in self.options)
+
+    def read(self, table: str, files: dict[str, Path], scene: Scene) -> pl.DataFrame:
+        return next(o for o in self.options if o.ready(files)).read(table, files, scene)
+
+
+Table = Annotated[
+    Wide | Tensor | Long | Nixtla | LibCity | Places | Matrix | Distances | EdgeList | Canonical | Inline | FirstOf,
+    Field(discriminator="format"),
+]
+
+
+def read_tables(tables: dict[str, Table], files: dict[str, Path], scene: Scene) -> dict[str, pl.DataFrame]:
+    """Raw tables by name. Observations come first: their order of entities is what matrices without names go by.
+
+    A table all of whose files are optional and absent is left out.
+    """
+    out: dict[str, pl.DataFrame] = {}
+    for name in sorted(tables, key=lambda t: (t != "observations", t != "entities")):
+        table = tables[name]
+        if not table.ready(files):
+            continue
+        out[name] = table.read(name, files, scene)
+        if name == "observations" and not scene.entities:
+            scene.entities.extend(out[name]["entity"].unique(maintain_order=True).drop_nulls().cast(pl.String))
+    if "entities" not in out:
+        out["entities"] = pl.DataFrame({"entity": scene.entities}, schema={"entity": pl.String})
+    return out

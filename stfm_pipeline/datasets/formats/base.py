@@ -1,0 +1,184 @@
+"""What every format shares: opening a table whatever its file type, naming columns, dating rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from stfm_pipeline.errors import ContractError, SourceError
+from stfm_pipeline.tables import step_us, to_utc
+
+NULLS = ("", "NA", "NaN", "nan", "null", "NULL", "None")
+PICKLES = (".pkl", ".pickle", ".pk")
+TEXT = (".csv", ".tsv", ".txt", ".gz", ".geo", ".rel", ".dyna")
+FrameFiles = str | tuple[str, ...]
+
+
+@dataclass
+class Scene:
+    """What a reader knows about the dataset: channels, civil zone, step, and (once read) the order of entities."""
+
+    channels: tuple[str, ...]
+    zone: str
+    step: str
+    entities: list[str] = field(default_factory=list)
+
+
+class Form(BaseModel):
+    """A format with its options. `names()` are the files it needs, `read` gives the canonical table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def names(self) -> tuple[str, ...]:
+        file: FrameFiles = self.file  # type: ignore[attr-defined]
+        return (file,) if isinstance(file, str) else tuple(file)
+
+    def ready(self, files: dict[str, Path]) -> bool:
+        """Whether every file is there (an optional one may not be)."""
+        return all(f in files for f in self.names())
+
+    def read(self, table: str, files: dict[str, Path], scene: Scene) -> pl.DataFrame:
+        raise NotImplementedError
+
+
+def refuse_pickle(path: Path) -> None:
+    """Loading a pickle runs whatever code it holds, so none is ever opened; the message says how to convert one."""
+    if path.suffix in PICKLES:
+        raise SourceError(
+            f"{path.name} is a pickle, and opening one runs the code in it",
+            expected="an adjacency matrix as csv, npz or npy, or a csv of distances",
+            found=path.suffix,
+            fix=(
+                "if you trust its origin, convert it once, elsewhere: "
+                "python -c \"import pickle, numpy as np; ids, _, a = pickle.load(open('adj_mx.pkl', 'rb'), "
+                "encoding='latin1'); np.savez('adj_mx.npz', ids=np.array(ids, str), adjacency=a)\""
+            ),
+        )
+
+
+def open_frame(path: Path, separator: str | None = None, header: bool = True, text: Sequence[str] = ()) -> pl.DataFrame:
+    """A csv (also gzipped), tsv or parquet file; the columns named in `text` stay strings."""
+    refuse_pickle(path)
+    try:
+        if path.suffix == ".parquet":
+            return pl.read_parquet(path)
+        if path.suffix not in TEXT:
+            raise SourceError(f"cannot read {path.name} as a table", expected="csv, tsv, csv.gz or parquet")
+        guess = "\t" if ".tsv" in path.suffixes else ","
+        options: dict[str, Any] = {"separator": separator or guess, "has_header": header, "null_values": list(NULLS)}
+        there = pl.read_csv(path, n_rows=0, **options).columns if text else []
+        overrides = {c: pl.String for c in text if c in there}
+        try:
+            return pl.read_csv(path, schema_overrides=overrides, infer_schema_length=10_000, **options)
+        except pl.exceptions.ComputeError:
+            # A column that looks whole for ten thousand rows and is not: all rows decide.
+            return pl.read_csv(path, schema_overrides=overrides, infer_schema_length=None, **options)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise SourceError(
+            f"{path.name} cannot be read as a table",
+            found=str(error).splitlines()[0],
+            fix="check its separator, header and encoding (UTF-8)",
+        ) from error
+
+
+def pick(table: str, path: Path, frame: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
+    """`frame` if it has all `columns`; else an error that names the nearest ones."""
+    if missing := [c for c in columns if c not in frame.columns]:
+        near = {c: get_close_matches(c, frame.columns, n=1, cutoff=0.5) for c in missing}
+        raise ContractError(
+            f"{table}: {path.name} lacks columns",
+            expected=", ".join(columns),
+            found=", ".join(frame.columns[:20]) + (" ..." if len(frame.columns) > 20 else ""),
+            offenders=[f"{c} (nearest: {near[c][0]})" if near[c] else c for c in missing],
+            fix=f"correct the column names of tables.{table}",
+        )
+    return frame
+
+
+def dated(table: str, path: Path, column: pl.Series, zone: str, form: str | None, offsets: str) -> pl.Series:
+    """A column of times as UTC. Naive ones are read in `zone`; text may carry offsets, which `ignore` drops."""
+    if column.dtype == pl.String:
+        column = _parsed(table, path, column.str.strip_chars(), form, offsets)
+    elif column.dtype == pl.Date:
+        column = column.cast(pl.Datetime("us"))
+    elif not isinstance(column.dtype, pl.Datetime):
+        raise ContractError(
+            f"{table}: the time column of {path.name} holds no times",
+            found=f"{column.dtype}: {column.head(3).to_list()}",
+            fix="name the column of times, or several that make one up: [year, month, day, hour]",
+        )
+    if getattr(column.dtype, "time_zone", None) is not None:
+        return column.dt.convert_time_zone("UTC").dt.cast_time_unit("us")
+    return column.to_frame("time").select(to_utc(pl.col("time"), zone))["time"]
+
+
+def _parsed(table: str, path: Path, column: pl.Series, form: str | None, offsets: str) -> pl.Series:
+    known = column.drop_nulls()
+    pattern = r"(Z|[+-]\d{2}:?\d{2})$"
+    aware = len(known) > 0 and bool(known.str.contains(pattern)[0]) and (form is None or "%z" in form)
+    if aware and offsets == "ignore":
+        column, aware = column.str.replace(pattern, ""), False
+    try:
+        if aware:
+            whole = column.str.replace(r"Z$", "+00:00")
+            out = whole.str.to_datetime(form, time_unit="us", time_zone="UTC", strict=False)
+        else:
+            out = column.str.to_datetime(form, time_unit="us", strict=False)
+    except pl.exceptions.ComputeError as error:
+        raise ContractError(
+            f"{table}: the times of {path.name} are in no form that can be recognised",
+            found=", ".join(map(repr, known.head(3))),
+            fix="state `time_format`, e.g. '%d.%m.%Y %H:%M'",
+        ) from error
+    bad = column.filter(out.is_null() & column.is_not_null())
+    if len(bad):
+        raise ContractError(
+            f"{table}: {len(bad)} times of {path.name} cannot be read",
+            expected=form or "ISO 8601, all in one form",
+            offenders=[repr(b) for b in bad.head(6)],
+            fix="mend them, or state `time_format`",
+        )
+    return out
+
+
+def clock(start: datetime, step: str, count: int, zone: str, weekends: bool = True) -> pl.Series:
+    """`count` UTC step starts from a civil `start`; without `weekends`, Saturdays and Sundays are passed over."""
+    first = start if start.tzinfo is None else start.astimezone()
+    length = timedelta(microseconds=step_us(step))
+    if weekends:
+        opening = pl.Series([first]).cast(pl.Datetime("us"))
+        if start.tzinfo is not None:
+            base = pl.Series([start]).dt.convert_time_zone("UTC").dt.cast_time_unit("us")[0]
+        else:
+            base = opening.to_frame("time").select(to_utc(pl.col("time"), zone))["time"][0]
+        return pl.datetime_range(
+            base, base + length * (count - 1), interval=length, time_unit="us", time_zone="UTC", eager=True
+        )
+    naive = start.replace(tzinfo=None)
+    span = pl.datetime_range(
+        naive, naive + length * (2 * count + 4 * step_us("1d") // step_us(step)), length, eager=True
+    )
+    working = span.filter(span.dt.weekday() < 6).head(count)
+    return working.to_frame("time").select(to_utc(pl.col("time"), zone))["time"]
+
+
+def melt(times: pl.Series, entities: Sequence[str], channels: dict[str, NDArray[Any]]) -> pl.DataFrame:
+    """Dense (t, n) arrays per channel as long rows, time-major."""
+    t, n = len(times), len(entities)
+    names = pl.Series(list(entities), dtype=pl.String)
+    return pl.DataFrame(
+        {
+            "entity": names.gather(np.tile(np.arange(n, dtype=np.uint32), t)),
+            "time": times.gather(np.repeat(np.arange(t, dtype=np.uint32), n)),
+            **{c: np.ascontiguousarray(v, dtype=np.float64).reshape(-1) for c, v in channels.items()},
+        }
+    )

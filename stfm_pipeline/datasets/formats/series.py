@@ -1,0 +1,231 @@
+"""Observations: wide tables, arrays, long tables."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from stfm_pipeline.datasets.formats.base import Form, FrameFiles, Scene, clock, dated, melt, open_frame, pick
+from stfm_pipeline.datasets.formats.hdf import is_hdf, read_pandas_hdf
+from stfm_pipeline.errors import ContractError, SourceError
+
+
+class _Dated(Form):
+    """Rows without times of their own are dated by `start`, civil in the dataset's zone, one step apart."""
+
+    start: datetime | None = None
+    weekends: bool = True
+
+
+class Wide(_Dated):
+    """A row per time and a column per entity: csv, parquet, or a frame that pandas wrote to HDF5 (METR-LA, LargeST).
+
+    `file` is one channel's; `files` names one per channel. Several files of a channel follow one another in time.
+    `time` is the column of times by name or position, None where the file has none. `key` is the frame's name in HDF5.
+    """
+
+    format: Literal["wide"]
+    file: FrameFiles | None = None
+    files: dict[str, FrameFiles] = Field(default={})
+    time: str | int | None = None
+    time_format: str | None = None
+    header: bool = True
+    separator: str | None = None
+    key: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Wide:
+        if (self.file is None) == (not self.files):
+            raise ValueError("name either `file` (one channel) or `files` (one per channel)")
+        return self
+
+    def names(self) -> tuple[str, ...]:
+        every = [self.file, *self.files.values()]
+        return tuple(f for entry in every if entry for f in ((entry,) if isinstance(entry, str) else entry))
+
+    def read(self, table: str, files: dict[str, Path], scene: Scene) -> pl.DataFrame:
+        wanted = self.files or {scene.channels[0]: self.file or ()}
+        long: pl.DataFrame | None = None
+        for channel, names in wanted.items():
+            parts = [self._dense(table, files[n], scene) for n in ([names] if isinstance(names, str) else names)]
+            found = pl.concat([melt(times, entities, {channel: values}) for times, entities, values in parts])
+            for _, entities, _ in parts:
+                scene.entities.extend(e for e in entities if e not in set(scene.entities))
+            if long is None:
+                long = found
+            else:
+                long = long.join(found, on=["entity", "time"], how="full", coalesce=True, maintain_order="left_right")
+        assert long is not None
+        return long
+
+    def _dense(self, table: str, path: Path, scene: Scene) -> tuple[pl.Series, list[str], NDArray[Any]]:
+        if is_hdf(path):
+            times, entities, values = read_pandas_hdf(path, self.key)
+        else:
+            times, entities, values = self._text(table, path)
+        if times is None:
+            if self.start is None:
+                raise ContractError(
+                    f"{table}: {path.name} says nowhere when its rows were measured",
+                    expected="a column of times (`time`), or the first row's time (`start`)",
+                    fix=f"add `time:` or `start:` to tables.{table}",
+                )
+            return clock(self.start, scene.step, len(values), scene.zone, self.weekends), entities, values
+        return dated(table, path, times, scene.zone, self.time_format, "keep"), entities, values
+
+    def _text(self, table: str, path: Path) -> tuple[pl.Series | None, list[str], NDArray[Any]]:
+        frame = open_frame(path, self.separator, self.header)
+        times = None
+        if isinstance(self.time, int) and self.start is None:
+            times = frame.to_series(self.time)
+        elif isinstance(self.time, str):
+            times = pick(table, path, frame, [self.time])[self.time]
+        if times is not None:
+            frame = frame.drop(times.name)
+        if text := [c for c in frame.columns if not frame.schema[c].is_numeric() and frame.schema[c] != pl.Null]:
+            raise ContractError(
+                f"{table}: columns of {path.name} hold something else than numbers",
+                expected="a number per entity and time",
+                offenders=[f"{c}: {frame[c].drop_nulls().head(1).to_list()}" for c in text],
+                fix="if one of them is the time, name it as `time`",
+            )
+        entities = frame.columns if self.header else [str(i) for i in range(frame.width)]
+        return times, entities, frame.select(pl.all().cast(pl.Float64)).to_numpy()
+
+
+class Tensor(_Dated):
+    """An array (t, n, c) or (t, n) in npz or npy, as the PEMS0x files are. `columns` says which index is which channel.
+
+    Entities are called by their position, or by the lines of the file `ids`.
+    """
+
+    format: Literal["tensor"]
+    file: str
+    start: datetime
+    key: str = "data"
+    columns: dict[str, int] = Field(default={})
+    ids: str | None = None
+
+    def read(self, table: str, files: dict[str, Path], scene: Scene) -> pl.DataFrame:
+        path = files[self.file]
+        array = load_array(path, self.key)
+        array = array[..., None] if array.ndim == 2 else array
+        wanted = self.columns or {c: i for i, c in enumerate(scene.channels)}
+        if array.ndim != 3 or max(wanted.values()) >= array.shape[2]:
+            raise ContractError(
+                f"{table}: {path.name} holds an array of another form",
+                expected=f"(steps, entities, channels) with channels up to index {max(wanted.values())}",
+                found=str(array.shape),
+                fix="correct `columns`, or name another `key`",
+            )
+        times = clock(self.start, scene.step, len(array), scene.zone, self.weekends)
+        names = [str(i) for i in range(array.shape[1])]
+        if self.ids is not None and self.ids in files:
+            names = files[self.ids].read_text().split()
+            if len(names) != array.shape[1]:
+                raise ContractError(
+                    f"{self.ids} does not name the entities of {path.name}",
+                    expected=f"{array.shape[1]} names",
+                    found=f"{len(names)}",
+                )
+        scene.entities.extend(names)
+        return melt(times, names, {c: array[:, :, i] for c, i in wanted.items()})
+
+
+def load_array(path: Path, key: str | None = None) -> NDArray[Any]:
+    """An array from npz (by key, or the only one) or npy; object arrays, which hide pickles, are refused."""
+    try:
+        found = np.load(path, allow_pickle=False, mmap_mode="r" if path.suffix == ".npy" else None)
+        if isinstance(found, np.ndarray):
+            return found
+        with found:
+            names = list(found.files)
+            if key not in names and len(names) == 1:
+                key = names[0]
+            if key not in names:
+                raise SourceError(f"{path.name} holds no array '{key}'", found=", ".join(names), fix="name the `key`")
+            return np.asarray(found[key])
+    except (ValueError, OSError, KeyError, EOFError) as error:
+        raise SourceError(
+            f"{path.name} is not an array file that can be read safely",
+            expected="npz or npy of numbers",
+            found=str(error).splitlines()[0],
+            fix="save it with np.savez from plain numeric arrays",
+        ) from error
+
+
+class Long(Form):
+    """A row per entity and time: csv, tsv or parquet. `columns` maps our names to the file's.
+
+    `time` may be several columns (year, month, day, hour, minute). Without `entity`, all rows are of `one_entity`.
+    `offsets: ignore` reads times that are written with a Z or an offset as the civil times they are.
+    """
+
+    format: Literal["long"]
+    file: FrameFiles
+    entity: str | None = "entity"
+    one_entity: str | None = None
+    time: str | tuple[str, ...] = "time"
+    time_format: str | None = None
+    offsets: Literal["keep", "ignore"] = "keep"
+    columns: dict[str, str] = Field(default={})
+    separator: str | None = None
+    only: dict[str, str] = Field(default={}, description="keep rows where these columns hold these values")
+
+    def read(self, table: str, files: dict[str, Path], scene: Scene) -> pl.DataFrame:
+        return pl.concat([self._one(table, files[name], scene) for name in self.names()])
+
+    def mapping(self, table: str, scene: Scene, there: list[str]) -> dict[str, str]:
+        """Our names to the file's; observations without a mapping bring the dataset's channels, others all numbers."""
+        if self.columns:
+            return self.columns
+        return {c: c for c in scene.channels} if table == "observations" else {c: c for c in there}
+
+    def _one(self, table: str, path: Path, scene: Scene) -> pl.DataFrame:
+        single = self.one_entity is not None
+        names = [] if single or self.entity is None else [self.entity]
+        stamps = [self.time] if isinstance(self.time, str) else list(self.time)
+        frame = open_frame(path, self.separator, text=[*names, *self.only])
+        for column, value in self.only.items():
+            frame = pick(table, path, frame, [column]).filter(pl.col(column) == value)
+        pick(table, path, frame, [*names, *stamps])
+        there = [c for c in frame.columns if c not in (*names, *stamps) and frame.schema[c].is_numeric()]
+        mapping = self.mapping(table, scene, there)
+        pick(table, path, frame, list(mapping.values()))
+        if text := [c for c in mapping.values() if not frame.schema[c].is_numeric() and frame.schema[c] != pl.Null]:
+            raise ContractError(
+                f"{table}: columns of {path.name} hold something else than numbers",
+                offenders=[f"{c}: {frame[c].drop_nulls().head(1).to_list()}" for c in text],
+                fix=f"mend them, or leave them out of tables.{table}.columns",
+            )
+        parts = [pl.col(s).cast(pl.Int32) for s in stamps]
+        stamp = pl.datetime(*parts, time_unit="us").alias("time") if len(stamps) > 1 else pl.col(stamps[0])
+        if not single and self.entity is None:
+            raise ContractError(
+                f"{table}: nothing says whose rows these are", fix="name the column `entity`, or `one_entity`"
+            )
+        who = pl.lit(self.one_entity) if single else pl.col(str(self.entity)).cast(pl.String)
+        return frame.select(
+            entity=who,
+            time=dated(table, path, frame.select(stamp).to_series(), scene.zone, self.time_format, self.offsets),
+            **{ours: pl.col(theirs).cast(pl.Float64) for ours, theirs in mapping.items()},
+        )
+
+
+class Nixtla(Long):
+    """A long frame as Nixtla's libraries write it: unique_id, ds, y (y is the channel where there is only one)."""
+
+    format: Literal["nixtla"]  # type: ignore[assignment]
+    entity: str | None = "unique_id"
+    time: str | tuple[str, ...] = "ds"
+
+    def mapping(self, table: str, scene: Scene, there: list[str]) -> dict[str, str]:
+        if not self.columns and table == "observations" and len(scene.channels) == 1 and "y" in there:
+            return {scene.channels[0]: "y"}
+        return super().mapping(table, scene, there)

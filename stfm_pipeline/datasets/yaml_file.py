@@ -1,0 +1,210 @@
+"""A dataset in one YAML file, validated with the same model as every other; errors name line, key and nearest key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from stfm_pipeline.datasets.formats import Table, read_tables
+from stfm_pipeline.datasets.formats.base import Form, Scene
+from stfm_pipeline.datasets.spec import Dataset, DatasetSpec, RawTables, check_name
+from stfm_pipeline.errors import UsageError
+from stfm_pipeline.sources import LocalSource
+
+MODULE = "stfm_pipeline.datasets.formats"
+MAX_BYTES = 1_000_000
+Path_ = tuple[str | int, ...]
+
+
+class SpecError(UsageError):
+    """A dataset file that cannot be used, with every problem and the line it is on."""
+
+
+def load_yaml(path: Path, beside: bool = True) -> Dataset:
+    """The dataset that a file describes. With `beside`, files named without a source lie next to the file itself.
+
+    Raises `SpecError` that lists every problem with its line.
+    """
+    data, lines = _parse(path)
+    name = data.setdefault("name", path.stem)
+    try:
+        check_name(str(name))
+    except UsageError as error:
+        raise SpecError(f"{path.name}, line {lines.get(('name',), 1)}: {error}") from None
+    if name != path.stem:
+        raise SpecError(
+            f"{path.name}, line {lines.get(('name',), 1)}: the file is called '{path.stem}', the dataset '{name}'",
+            fix="give both one name, or leave `name` out",
+        )
+    data.setdefault("title", str(name))
+    data.setdefault("licence", "unstated")
+    try:
+        spec = DatasetSpec.model_validate(data)
+    except ValidationError as error:
+        problems = [_explain(e, lines, data) for e in error.errors(include_url=False)]
+        _refuse(path, [f"line {line}: {text}" for line, text in sorted(dict.fromkeys(problems))])
+    if not spec.tables:
+        _refuse(path, [f"line 1: missing key 'tables' (how each raw table is read; {', '.join(_formats())})"])
+    if beside and not spec.sources:
+        names = sorted({f for t in spec.tables.values() for f in t.names()})
+        spec = spec.model_copy(
+            update={"sources": tuple(LocalSource(path=path.parent.resolve() / n, name=n) for n in names)}
+        )
+    else:
+        _files_have_sources(path, spec, lines)
+    return Dataset(spec=spec, read=partial(read, spec), module=MODULE)
+
+
+def read(spec: DatasetSpec, files: dict[str, Path]) -> RawTables:
+    """Raw tables of a dataset whose spec names a format for each."""
+    return read_tables(spec.tables, files, Scene(spec.channel_names, spec.zone, spec.harmonize.step))
+
+
+def _parse(path: Path) -> tuple[dict[str, Any], dict[Path_, int]]:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise SpecError(f"{path.name} is larger than a dataset's description can be", expected=f"{MAX_BYTES} bytes")
+        text = path.read_text(encoding="utf-8")
+        lines: dict[Path_, int] = {}
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            raise SpecError(f"{path.name} is empty", fix="see docs/your-own-data.md for a first one")
+        if re.search(r"(?m)^[^#'\"]*[:\-]\s+[&*]\w", text):
+            raise SpecError(f"{path.name} uses anchors or aliases", fix="write the values out")
+        _note(node, (), lines, path)
+        data = loader.construct_document(node)
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path.name} is not UTF-8 text", found=str(error), fix="save it as UTF-8") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise SpecError(
+            f"{path.name}, line {line}: not YAML: {error.problem or error.context}",
+            fix="check the indentation, the colons and the quotes around there",
+        ) from None
+    except yaml.YAMLError as error:
+        raise SpecError(f"{path.name}: not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(data, dict):
+        raise SpecError(f"{path.name} holds no keys", expected="lines of `key: value`", found=type(data).__name__)
+    return data, lines
+
+
+def _note(node: yaml.Node, at: Path_, lines: dict[Path_, int], path: Path) -> None:
+    lines[at] = node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in seen:
+                raise SpecError(f"{path.name}, line {line}: key '{name}' stands twice (first on line {seen[name]})")
+            seen[name] = line
+            _note(value, (*at, name), lines, path)
+            lines[(*at, name)] = line
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            _note(value, (*at, i), lines, path)
+
+
+def _refuse(path: Path, problems: list[str]) -> None:
+    count = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
+    raise SpecError(f"{path.name} has {count}\n  " + "\n  ".join(problems), fix="docs/your-own-data.md lists every key")
+
+
+def _explain(error: Any, lines: dict[Path_, int], data: Any) -> tuple[int, str]:
+    """Line and words for one of pydantic's complaints."""
+    where = _in_file(error["loc"], data)
+    line = lines.get(where, 1)
+    name = ".".join(str(p + 1) if isinstance(p, int) else p for p in where) or "the file"
+    if error["type"] == "extra_forbidden":
+        *above, key = where
+        known = _fields(error["loc"][:-1])
+        near = get_close_matches(str(key), known, n=1, cutoff=0.4)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+        place = ".".join(map(str, above))
+        return line, f"unknown key '{key}'{f' in {place}' if place else ''}; {hint}"
+    if error["type"] == "missing":
+        *outer, key = error["loc"]
+        holder = _in_file(tuple(outer), data)
+        inside = f" in {'.'.join(str(p + 1) if isinstance(p, int) else p for p in holder)}" if holder else ""
+        return lines.get(holder, 1), f"missing key '{key}'{inside}"
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        allowed = _formats() if "tables" in where else ["pypi", "http", "local"]
+        key = "format" if "tables" in where else "kind"
+        found = str(error["input"].get(key)) if isinstance(error["input"], dict) else str(error["input"])
+        near = get_close_matches(found, allowed, n=1, cutoff=0.4)
+        if error["type"] == "union_tag_not_found":
+            return line, f"missing key '{key}' in {name}; one of: {', '.join(allowed)}"
+        hint = f"did you mean '{near[0]}'?" if near else f"one of: {', '.join(allowed)}"
+        return line, f"{name}: '{key}: {found}' is not known; {hint}"
+    text = error["msg"].removeprefix("Value error, ")
+    found = "" if isinstance(error["input"], dict | list) else f", found {error['input']!r}"
+    return line, f"{name}: {text[0].lower()}{text[1:]}{found}"
+
+
+def _in_file(loc: tuple[Any, ...], data: Any) -> Path_:
+    """The part of pydantic's location that the file has: names of union members are its own."""
+    out: list[str | int] = []
+    here = data
+    for position, part in enumerate(loc):
+        if (isinstance(here, dict) and part in here) or (isinstance(here, list) and part in range(len(here))):
+            here = here[part]
+        elif position < len(loc) - 1 or not isinstance(here, dict):
+            continue
+        out.append(part)
+    return tuple(out)
+
+
+def _fields(loc: tuple[Any, ...]) -> list[str]:
+    """Keys that are allowed at a location."""
+    kind: Any = DatasetSpec
+    for part in loc:
+        options = [m for m in _models(kind) if isinstance(part, str)]
+        tagged = [m for m in options if part in _tags(m)]
+        held = [m.model_fields[part].annotation for m in options if part in m.model_fields]
+        kind = tagged[0] if tagged else held[0] if held else kind
+    return sorted({f for m in _models(kind) for f in m.model_fields})
+
+
+def _models(kind: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        yield kind
+    for inner in get_args(kind):
+        yield from _models(inner)
+
+
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    tags: tuple[Any, ...] = ()
+    for key in ("format", "kind"):
+        if key in model.model_fields:
+            tags += get_args(model.model_fields[key].annotation)
+    return tags
+
+
+def _formats() -> list[str]:
+    return [str(t) for m in _models(TypeAdapter(Table)._type) for t in _tags(m) if issubclass(m, Form)]
+
+
+def _files_have_sources(path: Path, spec: DatasetSpec, lines: dict[Path_, int]) -> None:
+    """Every file that a table names must come from a source."""
+    known: set[str] = set()
+    for source in spec.sources:
+        known |= set(getattr(source, "members", {})) | {getattr(source, "filename", "")}
+        if isinstance(source, LocalSource):
+            known.add(source.key)
+    problems = []
+    for table, form in spec.tables.items():
+        for file in form.names():
+            if file not in known:
+                near = get_close_matches(file, known, n=1, cutoff=0.4)
+                hint = f"did you mean '{near[0]}'?" if near else f"sources bring: {', '.join(sorted(known - {''}))}"
+                problems.append(f"line {lines.get(('tables', table), 1)}: no source brings '{file}'; {hint}")
+    if problems:
+        _refuse(path, problems)
