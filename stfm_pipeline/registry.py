@@ -29,6 +29,7 @@ REQUIREMENTS = (
     "polars",
     "pydantic",
     "pydantic-settings",
+    "pyyaml",
     "safetensors",
     "dataframely",
     "jaxtyping",

@@ -22,9 +22,11 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 datasets_app = typer.Typer(no_args_is_help=True, help="What data there is.")
 systems_app = typer.Typer(no_args_is_help=True, help="What can be trained, and what fits.")
 models_app = typer.Typer(no_args_is_help=True, help="Registered models.")
+benchmark_app = typer.Typer(no_args_is_help=True, help="Published protocols, and windows for models from elsewhere.")
 app.add_typer(datasets_app, name="datasets")
 app.add_typer(systems_app, name="systems")
 app.add_typer(models_app, name="models")
+app.add_typer(benchmark_app, name="benchmark")
 
 DEFAULT_DATASET = "nyc-airports"
 DATA_STAGES = ("raw", "harmonized", "embedded", "enriched")
