@@ -10,6 +10,7 @@ Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
 PASSES = 3
+LEAST_FREE = 0.2
 BLOCK_CELLS = 4_000_000
 
 
@@ -17,8 +18,8 @@ def seasonal_strength(values: Values, observed: Mask, period: int, phase: NDArra
     """Strength of the season of `period` steps in each series of (t, n, c): (n, c) in [0, 1].
 
     1 is a season without remainder, 0 is none. `phase` (t,) in [0, period) says where in its season a step lies, for
-    seasons of civil time; without it steps are counted. NaN where a series is observed for less than two seasons or
-    never varies.
+    seasons of civil time; without it steps are counted. NaN where a series never varies, or is observed for less
+    than two seasons or so sparsely that season and trend alone could draw it.
     """
     return strengths(values, observed, period, phase)[0]
 
@@ -30,8 +31,8 @@ def strengths(
 
     Additive decomposition X = T + S + R over observed cells only: S is the mean of each phase, T a centred moving mean
     one season long of what S leaves. Each is fitted to what the other leaves, three times over, so that gaps and the
-    ends of the series do not turn season into trend. Variances count the degrees of freedom that S takes, so that
-    noise scores about 0 however few seasons there are.
+    ends of the series do not turn season into trend. Variances count the degrees of freedom that S and T take, so that
+    noise scores about 0 however few seasons there are and however sparsely they are observed.
     """
     t, n, c = values.shape
     phase = np.arange(t) % period if phase is None else np.asarray(phase)
@@ -51,21 +52,22 @@ def _strengths(values: Values, mask: Mask, period: int, phase: NDArray[np.intege
     count = weight.sum(axis=0)
     x = np.where(mask, values, 0).astype(np.float64)
     x -= weight * (x.sum(axis=0) / np.maximum(count, 1))
-    trend = np.zeros_like(x)
-    season = np.zeros_like(x)
+    trend, season, seen = np.zeros_like(x), np.zeros_like(x), np.ones_like(x)
     for _ in range(PASSES):
         season = _phase_means(x - weight * trend, weight, phase, period)
-        trend = _moving_mean(x - weight * season, weight, period)
+        trend, seen = _moving_mean(x - weight * season, weight, period)
     rest = weight * (x - trend - season)
-    phases = _phases_seen(weight, phase, period)
-    free = count - phases
+    # What each component can bend: one number per phase, and the trace of the moving mean as a matrix.
+    phases = (_by_phase(weight, phase, period) > 0).sum(axis=0)
+    bends = (weight / np.maximum(seen, 1)).sum(axis=0)
+    free = count - phases - bends
     remainder = (rest**2).sum(axis=0) / np.maximum(free, 1)
     season_sum, trend_sum = (_sum_of_squares(rest + weight * part, weight, count) for part in (season, trend))
     size = (x**2).sum(axis=0)
     # What is left of a constant by rounding is not variation.
-    known = (count >= 2 * period) & (free > 0) & (size > 1e-12 * np.maximum(count, 1))
+    known = (count >= 2 * period) & (free > LEAST_FREE * count) & (size > 1e-12 * np.maximum(count, 1))
     out = []
-    for whole, used in ((season_sum, count - 1), (trend_sum, free)):
+    for whole, used in ((season_sum, count - bends), (trend_sum, count - phases)):
         spread = whole / np.maximum(used, 1)
         negligible = whole <= 1e-10 * size
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -88,10 +90,6 @@ def _by_phase(x: Floats, phase: NDArray[np.integer], period: int) -> Floats:
     return out
 
 
-def _phases_seen(weight: Floats, phase: NDArray[np.integer], period: int) -> Floats:
-    return np.asarray((_by_phase(weight, phase, period) > 0).sum(axis=0), np.float64)
-
-
 def _phase_means(x: Floats, weight: Floats, phase: NDArray[np.integer], period: int) -> Floats:
     """The mean of each step's phase (t, m), its own mean over observed cells taken out."""
     means = _by_phase(x, phase, period) / np.maximum(_by_phase(weight, phase, period), 1)
@@ -99,11 +97,11 @@ def _phase_means(x: Floats, weight: Floats, phase: NDArray[np.integer], period: 
     return np.asarray(season - (weight * season).sum(axis=0) / np.maximum(weight.sum(axis=0), 1))
 
 
-def _moving_mean(x: Floats, weight: Floats, period: int) -> Floats:
-    """Centred mean over one period of observed cells (t, m); shorter at the ends, 0 where a window holds none."""
+def _moving_mean(x: Floats, weight: Floats, period: int) -> tuple[Floats, Floats]:
+    """Centred mean over one period of observed cells (t, m) and their number; shorter at the ends, 0 where none is."""
     half = period // 2
     sums = [np.concatenate([np.zeros((1, a.shape[1])), np.cumsum(a, axis=0)]) for a in (x, weight)]
     t = len(x)
     low, high = np.maximum(np.arange(t) - half, 0), np.minimum(np.arange(t) + half + 1, t)
     total, seen = (s[high] - s[low] for s in sums)
-    return np.asarray(np.where(seen > 0.5, total / np.maximum(seen, 1), 0))
+    return np.asarray(np.where(seen > 0.5, total / np.maximum(seen, 1), 0)), seen

@@ -50,6 +50,15 @@ def test_gaps_change_neither_a_season_nor_noise() -> None:
     assert white < 0.05
 
 
+def test_a_sparse_series_is_not_strong_for_being_sparse() -> None:
+    rng = np.random.default_rng(2)
+    white = noise(200)[:, :, None]
+    half, hardly = (rng.random(white.shape) < share for share in (0.3, 0.04))
+    season, trend = strengths(white, half, PERIOD)
+    assert max(season.mean(), trend.mean()) < 0.03
+    assert np.isnan(strengths(white, hardly, PERIOD)[0]).mean() > 0.9
+
+
 def test_trend_is_told_from_season() -> None:
     slope = np.linspace(-3, 3, T)
     season, trend = strengths(series(slope + noise(1)[:, 0] / 10, slope + WAVE), np.ones((T, 2, 1), bool), PERIOD)
