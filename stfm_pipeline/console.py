@@ -83,6 +83,8 @@ def leaderboard(rows: Sequence[dict[str, Any]], facts: dict[str, Any], units: di
             ]
         )
     windows, cells_n = average[0]["windows"], {c: by[order[0], "data", c]["n"] for c in channels}
+    if facts["warning"]:
+        say(f"NOT A BENCHMARK: {facts['warning']}")
     title = f"test: {windows} windows; cells " + ", ".join(f"{c} {n}" for c, n in cells_n.items())
     table(title, columns, lines, columns[1:])
     where = "; ".join(f"{c} in {units[c]}" for c in shown) or "the report has each channel in its own unit"
@@ -108,5 +110,5 @@ def _margins(facts: dict[str, Any], by: dict[tuple[str, str, str | None], dict[s
         if by[leader, "data", channel][metric] >= by[b, "data", channel][metric]
     ]
     say(f"  {leader} loses on: {', '.join(lost)}" if lost else f"  {leader} loses to no baseline on MAE or RMSE")
-    if facts["warning"]:
-        say(f"  NOT A RANKING: {facts['warning']}")
+    for note in facts["notes"]:
+        say(f"  note: {note}")

@@ -335,12 +335,26 @@ def evaluate_dataset(name: str, lake: Lake, settings: Settings) -> Outcome:
 def _notes(name: str, lake: Lake, crowned: Any, rival: Any, runs: Sequence[str] | set[str]) -> list[str]:
     notes = []
     if unseen := lake.require(name, "embedded").facts["unseen_categories"]:
-        notes.append(f"calendar categories that training never saw contribute nothing: {', '.join(unseen)}")
+        notes.append(f"calendar categories that training never saw contribute nothing: {_plainly(unseen)}")
+    if any(u.startswith("dow ") for u in unseen):
+        notes.append("on days of the week that training never saw, historical-* fall back on the time of day alone")
     if crowned is not None and rival is None and crowned.run_id not in runs:
         notes.append(
             f"version {crowned.version} answers another problem (entities, channels or lengths) and was not met"
         )
     return notes
+
+
+def _plainly(unseen: Sequence[str]) -> str:
+    """`dow 1` as Tuesday; times of day are counted, not listed."""
+    from calendar import day_name
+
+    from stfm_pipeline.embed.temporal import HOLIDAY
+
+    codes = [(feature, int(code)) for feature, code in (u.split(" ") for u in unseen)]
+    words = [day_name[c] for f, c in codes if f == "dow"] + [HOLIDAY[c] for f, c in codes if f == "holiday"]
+    times = sum(f == "tod" for f, _ in codes)
+    return ", ".join(words + ([f"{times} times of day"] if times else []))
 
 
 def _checks(evaluation: Evaluation) -> list[Check]:

@@ -40,7 +40,8 @@ class Climatology(nn.Module):
     """Time-of-week statistic per entity and channel.
 
     A level speaks where it has at least three training values: time of week, else weekday class (working day or
-    weekend) and time of day, else time of day, else the entity's median. Only the last counts as fallback.
+    weekend) and time of day, else time of day, else the entity's median. Only the last counts as fallback. On a day of
+    the week that training never saw, the time of day is the first that can speak.
     """
 
     zone: Tensor
@@ -51,7 +52,7 @@ class Climatology(nn.Module):
     def __init__(self, problem: Problem, statistic: Statistic) -> None:
         super().__init__()
         self.statistic, self.day = statistic, problem.steps_per_day
-        size = (7 * self.day, problem.n, problem.c)
+        size = (8 * self.day, problem.n, problem.c)
         self.register_buffer("zone", problem.tensors["zone"].clone())
         self.register_buffer("median", torch.zeros(problem.n, problem.c))
         self.register_buffer("table", torch.zeros(size))
@@ -61,7 +62,7 @@ class Climatology(nn.Module):
         self.median.copy_(training_median(panel))
         values = _known(panel)
         calendar = panel.arrays.calendar[panel.parts["train"]].numpy()
-        table = np.empty((7 * self.day, *values.shape[1:]), np.float32)
+        table = np.empty((8 * self.day, *values.shape[1:]), np.float32)
         own = np.empty(table.shape, np.bool_)
         for z in np.unique(self.zone.numpy()):
             nodes = self.zone.numpy() == z
@@ -78,12 +79,12 @@ class Climatology(nn.Module):
         ]
         found = [self._by_group(values, codes, size) for codes, size in groups]
         week = np.arange(7 * self.day)
-        index = [week, (week // self.day >= WEEKEND) * self.day + week % self.day, week % self.day]
-        table = np.broadcast_to(median, (7 * self.day, *median.shape)).copy()
+        index = [week, (week // self.day >= WEEKEND) * self.day + week % self.day, np.arange(8 * self.day) % self.day]
+        table = np.broadcast_to(median, (8 * self.day, *median.shape)).copy()
         own = np.zeros(table.shape, np.bool_)
         for (level, enough), at in zip(reversed(found), reversed(index), strict=True):
-            table = np.where(enough[at], level[at], table)
-            own |= enough[at]
+            table[: len(at)] = np.where(enough[at], level[at], table[: len(at)])
+            own[: len(at)] |= enough[at]
         return table, own
 
     def _by_group(self, values: Any, codes: Any, size: int) -> tuple[Any, Any]:
@@ -100,8 +101,9 @@ class Climatology(nn.Module):
 
     def forward(self, inputs: Inputs) -> tuple[Float[Tensor, "b h n c"], Bool[Tensor, "b h n c"]]:
         civil = inputs.calendar_ahead[:, :, self.zone]
-        known = (civil[..., :2] > 0).all(dim=-1)
-        code = (civil[..., 1] - 1) * self.day + civil[..., 0] - 1
+        known = civil[..., 0] > 0
+        dow = torch.where(civil[..., 1] > 0, civil[..., 1] - 1, 7)
+        code = dow * self.day + civil[..., 0] - 1
         node = torch.arange(len(self.zone), device=code.device)
         safe = code.clamp(min=0)
         own = self.has_own[safe, node] & known[..., None]

@@ -20,12 +20,19 @@ def val_scores(mae: Mapping[str, Array], baselines: set[str]) -> dict[str, float
     return {name: float((values / best).mean()) for name, values in mae.items()}
 
 
-def too_short_to_rank(steps: int, horizon: int, series: int) -> str | None:
+def too_short_to_rank(
+    steps: int, horizon: int, series: int, season: int = 1, clock: int = 0, steps_per_day: int = 1
+) -> str | None:
     """Why a test part is too short to rank anybody, or None.
 
-    It must hold twenty disjoint horizons, and two hundred disjoint windows over all its series.
+    It must hold twenty disjoint horizons, two hundred disjoint windows over all its series, and one longest season.
+    `clock` is the length of the whole dataset in steps.
     """
     disjoint = steps // horizon
+    if steps < season:
+        span, test = (f"{n / steps_per_day:.3g} days" for n in (clock, steps))
+        span = "one week" if clock == 7 * steps_per_day else span
+        return f"{span}, {test.replace('days', 'test days')}, not a benchmark: test is shorter than one season"
     if disjoint >= MIN_DISJOINT_HORIZONS and disjoint * series >= MIN_DISJOINT_WINDOWS:
         return None
     return (

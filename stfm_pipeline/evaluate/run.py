@@ -218,7 +218,9 @@ def evaluate(
         entities=_entities(panel, ours, min(baselines, key=lambda b: ranked[b]), chosen),
         examples=_examples(leader.forecaster, panel, leader.system.needs),
         without_side=without,
-        warning=too_short_to_rank(test.stop - test.start, p.horizon, p.n * p.c),
+        warning=too_short_to_rank(
+            test.stop - test.start, p.horizon, p.n * p.c, max(spec.seasons), len(panel.times), p.steps_per_day
+        ),
         lineage=leader.forecaster.lineage,
         parts={name: [str(panel.times[s.start]), str(panel.times[s.stop - 1])] for name, s in panel.parts.items()},
         seconds=time.perf_counter() - began,
