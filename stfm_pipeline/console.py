@@ -84,7 +84,7 @@ def leaderboard(rows: Sequence[dict[str, Any]], facts: dict[str, Any], units: di
         )
     windows, cells_n = average[0]["windows"], {c: by[order[0], "data", c]["n"] for c in channels}
     if facts["warning"]:
-        say(f"NOT A BENCHMARK: {facts['warning']}")
+        say(f"! {facts['warning']}")
     title = f"test: {windows} windows; cells " + ", ".join(f"{c} {n}" for c, n in cells_n.items())
     table(title, columns, lines, columns[1:])
     where = "; ".join(f"{c} in {units[c]}" for c in shown) or "the report has each channel in its own unit"

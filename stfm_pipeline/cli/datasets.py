@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 @command(datasets_app, "list")
 def datasets_list(as_json: Json = False) -> None:
     """Every dataset with kind, size, licence and how far down the road it is."""
-    from stfm_pipeline.console import emit, table
-    from stfm_pipeline.datasets.catalog import all_datasets
+    from stfm_pipeline.console import emit, say, table
+    from stfm_pipeline.datasets.catalog import all_datasets, broken_datasets
 
     _, lake = open_lake()
     rows = [
@@ -38,11 +39,11 @@ def datasets_list(as_json: Json = False) -> None:
     ]
     if as_json:
         emit(rows)
-    else:
-        shown = [
-            [r["name"], r["kind"], r["title"], r["licence"], ", ".join(r["stages"]) or "not fetched"] for r in rows
-        ]
-        table("datasets", ["name", "kind", "title", "licence", "stages"], shown)
+        return
+    shown = [[r["name"], r["kind"], r["title"], r["licence"], ", ".join(r["stages"]) or "not fetched"] for r in rows]
+    table("datasets", ["name", "kind", "title", "licence", "stages"], shown)
+    for error in broken_datasets().values():
+        say(f"\nnot usable: {error}")
 
 
 @command(datasets_app, "show")
@@ -71,6 +72,29 @@ def datasets_show(name: str, as_json: Json = False) -> None:
     if harmonized := lake.stage(name, "harmonized"):
         kept = ("steps", "entities", "start", "end", "edges", "observed_share", "zero_share", "report", "masked")
         say(json.dumps({k: harmonized.facts[k] for k in kept}, indent=1))
+
+
+@command(datasets_app, "export")
+def datasets_export(
+    dataset: str,
+    to: Annotated[Path | None, typer.Option(help="Folder for the files; default: your own datasets'.")] = None,
+    name: Annotated[str | None, typer.Option(help="What the copy is called.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a dataset's raw tables as csv with a YAML file that reads them back."""
+    from stfm_pipeline.console import emit, say
+    from stfm_pipeline.datasets.catalog import folder, get_dataset
+    from stfm_pipeline.datasets.export import export
+
+    spec = get_dataset(dataset).spec
+    _, lake = open_lake()
+    stage = lake.require(dataset, "raw")
+    tables = {t: lake.read(stage, t) for t in stage.tables}
+    files = export(spec, tables, to or folder(), name or f"{dataset}-copy")
+    if as_json:
+        emit({"name": name or f"{dataset}-copy", "files": files})
+    else:
+        say("wrote " + ", ".join(map(str, files)))
 
 
 @command(datasets_app, "fetch")

@@ -1,4 +1,4 @@
-"""The datasets that exist: every module with `SPEC` and `read` and every YAML file beside this one, and a user's own."""
+"""Which datasets exist: modules with `SPEC` and `read` and YAML files beside this one, and a user's own YAML files."""
 
 from __future__ import annotations
 

@@ -62,5 +62,5 @@ SYSTEM = System(
     backbone="transformer",
     dependencies="temporal",
     build=PatchTST,
-    training=Training(learning_rate=1e-3, batch_size=32),
+    training=Training(learning_rate=5e-4),
 )
