@@ -13,7 +13,7 @@ from stfm_pipeline.datasets.formats.base import Form, Scene, open_frame, pick
 class Places(Form):
     """A row per entity. Columns are named as in the file; `text` is a column or a sentence with {column} in it.
 
-    Without a header, columns are called column_1, column_2 and so on.
+    Without a header, columns are called column_0, column_1 and so on.
     """
 
     format: Literal["places"]

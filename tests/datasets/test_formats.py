@@ -1,0 +1,348 @@
+"""Every form that users bring, read through the public function on small files of exactly that form."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import polars as pl
+import pytest
+from fixtures import foreign
+
+from stfm_pipeline.datasets.catalog import get_dataset
+from stfm_pipeline.datasets.formats import read_tables
+from stfm_pipeline.datasets.formats.base import Scene
+from stfm_pipeline.datasets.spec import DatasetSpec, RawTables
+from stfm_pipeline.errors import ContractError, SourceError
+from stfm_pipeline.harmonize.run import harmonize
+from stfm_pipeline.settings import Settings
+from stfm_pipeline.sources import fetch
+from stfm_pipeline.tables import Signal
+
+Read = Callable[..., pl.DataFrame]
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    """Reads one table described as in YAML; files are those of the test's folder."""
+
+    def go(table: str, zone: str = "UTC", entities: list[str] | None = None, **form: Any) -> pl.DataFrame:
+        channels = ({"name": "speed", "unit": "mph"},)
+        spec = DatasetSpec.model_validate(
+            {
+                "name": "x",
+                "title": "x",
+                "kind": "graph",
+                "licence": "none",
+                "zone": zone,
+                "channels": channels,
+                "harmonize": {"step": "5m"},
+                "task": {"look_back": 3, "horizon": 2},
+                "tables": {"observations": {"format": "canonical", "file": "none"}, table: form},
+            }
+        )
+        files = {p.name: p for p in tmp_path.iterdir()}
+        return read_tables({table: spec.tables[table]}, files, Scene(("speed",), zone, "5m", list(entities or [])))[
+            table
+        ]
+
+    return go
+
+
+def raw_of(name: str, folder: Path) -> tuple[DatasetSpec, RawTables]:
+    dataset, settings = get_dataset(name), Settings(data=folder)
+    files = {k: v for s in dataset.spec.sources for k, v in fetch(s, settings).items()}
+    return dataset.spec, dataset.read(files)
+
+
+def small(spec: DatasetSpec, steps: int, entities: int) -> DatasetSpec:
+    return spec.model_copy(update={"facts": spec.facts.model_copy(update={"steps": steps, "entities": entities})})
+
+
+@pytest.mark.parametrize("form", ["h5", "csv"])
+def test_metr_la_in_both_forms(form: str, tmp_path: Path) -> None:
+    foreign.metr_la(tmp_path, steps=900, sensors=12, form=form)
+    spec, raw = raw_of("metr-la", tmp_path)
+    assert raw["entities"].columns == ["entity", "lon", "lat"]
+    assert raw["entities"]["entity"][0] == "773800"
+    result = harmonize(small(spec, 900, 12), raw)
+    assert [c.name for c in result.checks if not c.passed] == []
+    signal = Signal.from_frame(result.tables["signal"], raw["entities"]["entity"].to_list(), ["speed_mph"])
+    truth = foreign.traffic(900, 12)
+    assert np.array_equal(signal.observed[..., 0], truth != 0), "0 means missing"
+    assert np.allclose(signal.values[..., 0], truth, atol=1e-4)
+    assert signal.times[0] == np.datetime64("2012-03-01T08:00"), "its clock is Pacific standard time all year"
+    assert result.facts["masked"]["speed_mph"]["missing_code"] == int((truth == 0).sum())
+
+
+def test_metr_la_runs_through_the_change_to_summer_time_without_a_gap(tmp_path: Path) -> None:
+    foreign.metr_la(tmp_path, steps=288 * 13, sensors=3)
+    _, raw = raw_of("metr-la", tmp_path)
+    times = raw["observations"]["time"].unique().sort()
+    assert times.null_count() == 0
+    assert set(times.diff().drop_nulls().to_list()) == {timedelta(minutes=5)}
+
+
+def test_its_windows_are_cut_as_the_published_code_cuts_them(tmp_path: Path) -> None:
+    foreign.metr_la(tmp_path, steps=1023, sensors=2)
+    spec, raw = raw_of("metr-la", tmp_path)
+    parts = harmonize(small(spec, 1023, 2), raw).facts["parts"]
+    windows = 1023 - 23
+    first = parts["test"][0]
+    assert parts["test"][1] - first - 12 + 1 == windows - round(0.7 * windows) - round(0.1 * windows)
+    assert parts["train"][1] == round(0.7 * windows) + 12
+
+
+def test_edges_come_from_distances_by_a_gaussian_kernel(tmp_path: Path) -> None:
+    foreign.metr_la(tmp_path, steps=100, sensors=6)
+    _, raw = raw_of("metr-la", tmp_path)
+    listed = np.array([0.0] * 6 + [800, 1600] * 6)
+    weights = np.exp(-((np.array([800, 1600]) / listed.std()) ** 2))
+    found = raw["edges"].filter(source="773800").sort("weight", descending=True)
+    assert found["target"].to_list() == ["773807", "773814"][: (weights >= 0.1).sum()]
+    assert np.allclose(found["weight"], weights[weights >= 0.1])
+    assert not (raw["edges"]["source"] == raw["edges"]["target"]).any()
+
+
+@pytest.mark.parametrize("suffix", ["npz", "npy", "csv"])
+def test_an_adjacency_matrix_wins_over_distances(suffix: str, tmp_path: Path) -> None:
+    foreign.metr_la(tmp_path, steps=100, sensors=4)
+    matrix = np.eye(4)
+    matrix[0, 2], matrix[3, 1] = 0.5, 0.25
+    if suffix == "npz":
+        ids = np.array([str(773800 + 7 * i) for i in (1, 0, 2, 3)])
+        np.savez(tmp_path / "adj_mx.npz", ids=ids, adjacency=matrix)
+        expected = [("773807", "773814", 0.5), ("773821", "773800", 0.25)]
+    else:
+        if suffix == "npy":
+            np.save(tmp_path / "adj_mx.npy", matrix)
+        else:
+            np.savetxt(tmp_path / "adj_mx.csv", matrix, delimiter=",", fmt="%g")
+        expected = [("773800", "773814", 0.5), ("773821", "773807", 0.25)]
+    assert raw_of("metr-la", tmp_path)[1]["edges"].rows() == expected
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path("exploded").touch, ())
+
+
+def test_a_pickled_adjacency_is_refused_unopened_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign.metr_la(tmp_path, steps=100, sensors=4)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "adj_mx.pkl").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(SourceError, match=r"is a pickle[\s\S]*np\.savez\('adj_mx\.npz'"):
+        raw_of("metr-la", tmp_path)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("save", [np.save, lambda p, a: np.savez(p, data=a)])
+def test_an_array_file_that_hides_a_pickle_is_refused(save: Any, tmp_path: Path, read: Read) -> None:
+    path = tmp_path / ("a.npy" if save is np.save else "a.npz")
+    save(path, np.array([Bomb()], object))
+    with pytest.raises(SourceError, match="not an array file that can be read safely"):
+        read("observations", format="tensor", file=path.name, start="2020-01-01")
+
+
+def test_pems_bay_with_integer_names_and_places_without_header(tmp_path: Path) -> None:
+    foreign.pems_bay(tmp_path)
+    spec, raw = raw_of("pems-bay", tmp_path)
+    assert raw["entities"].row(0) == ("400001", -118.0, 34.0)
+    assert raw["observations"]["time"][0] == datetime(2017, 1, 1, 8, tzinfo=UTC)
+    assert harmonize(small(spec, 900, 10), raw).passed
+
+
+@pytest.mark.parametrize(("number", "first"), [("03", "313344"), ("04", "0"), ("07", "0"), ("08", "0")])
+def test_pems0x_arrays(number: str, first: str, tmp_path: Path) -> None:
+    foreign.pems0x(tmp_path, number)
+    spec, raw = raw_of(f"pems{number}", tmp_path)
+    assert raw["entities"]["entity"][0] == first
+    assert len(raw["edges"]) > 0
+    result = harmonize(small(spec, 900, 9), raw)
+    assert result.passed
+    assert result.facts["channels"] == ["flow"]
+    truth = foreign.traffic(900, 9)
+    value = raw["observations"].filter(entity=first)["flow"].to_numpy()
+    assert np.allclose(value, truth[:, 0] * 4)
+
+
+def test_pemsd7_m_has_working_days_on_a_clock_with_weekends(tmp_path: Path) -> None:
+    foreign.pemsd7_m(tmp_path)
+    spec, raw = raw_of("pemsd7-m", tmp_path)
+    result = harmonize(small(spec, 17_280, 8), raw)
+    assert [c.name for c in result.checks if not c.passed] == []
+    days = raw["observations"]["time"].dt.convert_time_zone("America/Los_Angeles").dt
+    assert set(days.weekday().unique()) == {1, 2, 3, 4, 5}
+    assert (days.date().min(), days.date().max()) == (datetime(2012, 5, 1).date(), datetime(2012, 6, 29).date())
+    near = np.exp(-((1500 / 1e4) ** 2) / 0.1)
+    assert np.isclose(raw["edges"].filter(source="0", target="1")["weight"][0], near)
+    assert raw["edges"]["weight"].min() >= 0.5  # type: ignore[operator]
+
+
+def test_largest_with_a_sentence_for_every_detector(tmp_path: Path) -> None:
+    foreign.largest(tmp_path)
+    spec, raw = raw_of("largest-sd", tmp_path)
+    assert harmonize(small(spec, 600, 8), raw).passed
+    assert raw["entities"]["text"][0] == "Detector 1100310 on I5-N N in San Diego county, 4 lanes."
+    assert len(raw["edges"]) == 7
+
+
+def test_a_file_that_is_not_there_is_asked_for_by_all_its_names(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"metr-la\.h5, nor any called METR-LA\.h5, metr-la\.csv[\s\S]*STFM_DATA"):
+        raw_of("metr-la", tmp_path)
+
+
+def test_libcity_atomic_files(tmp_path: Path, read: Read) -> None:
+    foreign.libcity(tmp_path)
+    rows = read("observations", format="libcity", file="LA.dyna", columns={"speed": "traffic_speed"})
+    assert rows["time"][0] == datetime(2012, 3, 1, tzinfo=UTC)
+    assert rows["entity"].unique().sort().to_list() == ["700", "701", "702"]
+    civil = read(
+        "observations",
+        zone="America/Los_Angeles",
+        format="libcity",
+        file="LA.dyna",
+        columns={"speed": "traffic_speed"},
+        offsets="ignore",
+    )
+    assert civil["time"][0] == datetime(2012, 3, 1, 8, tzinfo=UTC)
+    assert read("entities", format="libcity", file="LA.geo").row(1) == ("701", -118.1, 34.1)
+    assert read("edges", format="libcity", file="LA.rel").rows() == [("700", "701", 0.5), ("701", "702", 0.25)]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "csv.gz"])
+def test_nixtla_long_frames(suffix: str, tmp_path: Path, read: Read) -> None:
+    frame = pl.DataFrame({"unique_id": ["007", "007", "8"], "ds": ["2024-01-01 00:00:00"] * 3, "y": [1, 2, 3]})
+    path = tmp_path / f"y.{suffix}"
+    if suffix == "parquet":
+        frame.with_columns(pl.col("ds").str.to_datetime()).write_parquet(path)
+    else:
+        import gzip
+
+        text = frame.write_csv().encode()
+        path.write_bytes(gzip.compress(text) if suffix == "csv.gz" else text)
+    rows = read("observations", format="nixtla", file=path.name)
+    assert rows.columns == ["entity", "time", "speed"]
+    assert rows["entity"].to_list() == ["007", "007", "8"], "a name that looks like a number stays a name"
+    assert rows["time"].dtype == pl.Datetime("us", "UTC")
+
+
+def test_a_long_table_with_the_time_in_four_columns_and_one_entity(tmp_path: Path, read: Read) -> None:
+    (tmp_path / "a.csv").write_text("year;month;day;hour;pm\n2010;1;1;0;NA\n2010;1;1;1;129\n")
+    rows = read(
+        "observations",
+        zone="Asia/Shanghai",
+        format="long",
+        file="a.csv",
+        separator=";",
+        one_entity="x",
+        time=["year", "month", "day", "hour"],
+        columns={"speed": "pm"},
+    )
+    assert rows.rows() == [
+        ("x", datetime(2009, 12, 31, 16, tzinfo=UTC), None),
+        ("x", datetime(2009, 12, 31, 17, tzinfo=UTC), 129.0),
+    ]
+
+
+def test_times_with_changing_offsets_are_read_as_the_moments_they_are(tmp_path: Path, read: Read) -> None:
+    (tmp_path / "a.csv").write_text("entity,time,speed\na,2014-03-30T01:50:00+01:00,1\na,2014-03-30T03:00:00+02:00,2\n")
+    rows = read("observations", zone="Europe/Paris", format="long", file="a.csv")
+    assert [t.hour * 60 + t.minute for t in rows["time"]] == [50, 60]
+
+
+def test_canonical_tables_come_back_as_they_were(tmp_path: Path, read: Read) -> None:
+    frame = pl.DataFrame(
+        {"entity": ["01"], "time": [datetime(2024, 5, 1, tzinfo=UTC)], "speed": [0.1 + 0.2]},
+        schema_overrides={"time": pl.Datetime("us", "UTC")},
+    )
+    frame.write_parquet(tmp_path / "a.parquet")
+    frame.with_columns(pl.col("time").dt.strftime("%Y-%m-%dT%H:%M:%SZ")).write_csv(tmp_path / "a.csv")
+    for name in ("a.parquet", "a.csv"):
+        assert read("observations", format="canonical", file=name).equals(frame), name
+
+
+def test_several_files_of_a_channel_follow_one_another_and_channels_are_joined(tmp_path: Path) -> None:
+    for name, start, base in (("v1", "2024-01-01", 0), ("v2", "2024-01-02", 100), ("q1", "2024-01-01", 1000)):
+        values = np.arange(6.0).reshape(3, 2) + base
+        foreign.wide_csv(tmp_path / f"{name}.csv", ["a", "b"], start, 3600, values)
+    form = {"format": "wide", "files": {"v": ["v1.csv", "v2.csv"], "q": "q1.csv"}, "time": 0}
+    spec = get_dataset("nyc-airports").spec.model_dump() | {"tables": {"observations": form}, "joins": ()}
+    tables = DatasetSpec.model_validate(spec | {"name": "x"}).tables
+    rows = read_tables(tables, {p.name: p for p in tmp_path.iterdir()}, Scene(("v", "q"), "UTC", "1h"))["observations"]
+    assert len(rows) == 12
+    assert rows.filter(entity="b", time=datetime(2024, 1, 1, 1, tzinfo=UTC)).row(0)[2:] == (3.0, 1003.0)
+    assert rows["q"].null_count() == 6
+
+
+BROKEN: list[tuple[str, dict[str, Any], str, str]] = [
+    ("a,b\n1,2\n", {"format": "wide"}, "ContractError", r"says nowhere when its rows were measured[\s\S]*`start:`"),
+    (
+        "t,a\n2024,x\n",
+        {"format": "wide", "time": "t"},
+        "ContractError",
+        r"something else than numbers[\s\S]*a: \['x'\]",
+    ),
+    ("t,a\nnever,1\n", {"format": "wide", "time": "t"}, "ContractError", r"in no form that can be recognised"),
+    (
+        "t,a\n2024-01-01,1\n2024-01-xx,2\n",
+        {"format": "wide", "time": "t"},
+        "ContractError",
+        r"1 times of x\.csv cannot be read[\s\S]*'2024-01-xx'",
+    ),
+    (
+        "id,time,spead\na,2024-01-01,1\n",
+        {"format": "long", "entity": "id"},
+        "ContractError",
+        r"speed \(nearest: spead\)",
+    ),
+    ("entity,time,speed\na,2024-01-01,fast\n", {"format": "long"}, "ContractError", r"speed: \['fast'\]"),
+    ("entity,time,speed\na,12,1\n", {"format": "long"}, "ContractError", r"holds no times"),
+    ("", {"format": "long"}, "SourceError", r"cannot be read as a table"),
+    ("entity,time,speed\na,2024-01-01\nb,1,2,3,4\n", {"format": "long"}, "SourceError", r"cannot be read as a table"),
+    (
+        "time,speed\n2024-01-01,1\n",
+        {"format": "long", "entity": None},
+        "ContractError",
+        r"nothing says whose rows these are",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "form", "kind", "message"), BROKEN)
+def test_a_broken_file_gets_a_clear_error(
+    text: str, form: dict[str, Any], kind: str, message: str, tmp_path: Path, read: Read
+) -> None:
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises((ContractError, SourceError), match=message) as caught:
+        read("observations", file="x.csv", **form)
+    assert type(caught.value).__name__ == kind
+
+
+def test_broken_matrices_arrays_and_frames(tmp_path: Path, read: Read) -> None:
+    np.savetxt(tmp_path / "m.csv", np.eye(3), delimiter=",")
+    with pytest.raises(ContractError, match=r"m\.csv does not fit the entities[\s\S]*2 rows[\s\S]*3 x 3"):
+        read("edges", entities=["a", "b"], format="matrix", file="m.csv")
+    np.savez(tmp_path / "t.npz", one=np.zeros(3), two=np.zeros(3))
+    with pytest.raises(SourceError, match=r"holds no array 'data'[\s\S]*one, two"):
+        read("observations", format="tensor", file="t.npz", start="2024-01-01")
+    np.savez(tmp_path / "u.npz", data=np.zeros(3))
+    with pytest.raises(ContractError, match=r"another form[\s\S]*\(3,\)"):
+        read("observations", format="tensor", file="u.npz", start="2024-01-01")
+    (tmp_path / "d.csv").write_text("from,to,cost\nx,y,1\n")
+    with pytest.raises(ContractError, match=r"names none of the entities[\s\S]*a, b"):
+        read("edges", entities=["a", "b"], format="distances", file="d.csv")
+    with h5py.File(tmp_path / "h.h5", "w") as file:
+        file.create_dataset("x", data=[1])
+    with pytest.raises(SourceError, match="holds not exactly one frame"):
+        read("observations", format="wide", file="h.h5")
+    (tmp_path / "cut.h5").write_bytes((tmp_path / "h.h5").read_bytes()[:200])
+    with pytest.raises(SourceError, match="cannot be read as a frame in HDF5"):
+        read("observations", format="wide", file="cut.h5")
