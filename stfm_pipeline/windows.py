@@ -153,19 +153,28 @@ def _slices(array: Tensor, first: Tensor, length: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Panel:
-    """A dataset ready for training: its problem, its arrays, its parts, and the step starts of its clock."""
+    """A dataset ready for training: its problem, its arrays, its parts, and the step starts of its clock.
+
+    `seen` marks the steps at which anything was observed.
+    """
 
     problem: Problem
     arrays: Arrays
     parts: dict[Part, slice]
     times: NDArray[Any]
     inputs: dict[str, str]
+    seen: Bool[Tensor, " t"]
 
     def origins(self, part: Part) -> Int[Tensor, " w"]:
-        """First target steps of the part's windows: targets lie inside the part, look-back may reach before it."""
-        span = self.parts[part]
+        """First target steps of the part's windows: targets lie inside the part, look-back may reach before it.
+
+        A window without any observed target, as over a weekend that nobody measured, has nothing to teach or to score.
+        """
+        span, horizon = self.parts[part], self.problem.horizon
         first = max(span.start, self.problem.look_back)
-        return torch.arange(first, max(first, span.stop - self.problem.horizon + 1))
+        found = torch.arange(first, max(first, span.stop - horizon + 1))
+        count = torch.cat([torch.zeros(1, dtype=torch.long), self.seen.long().cumsum(0)])
+        return found[count[found + horizon] > count[found]]
 
     def batches(self, origins: Tensor, size: int, needs: tuple[str, ...] = ()) -> Iterator[tuple[Tensor, Window]]:
         for chunk in torch.split(origins, size):
@@ -208,6 +217,7 @@ def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:
         "times": signal.times.astype(np.int64),
         "values": standardize(signal.values, signal.observed, mean, std),
         "observed": signal.observed,
+        "seen": signal.observed.any(axis=(1, 2)),
         "mean": mean,
         "std": std,
         "weight": std / std.mean(axis=0),
@@ -328,4 +338,5 @@ def _open(folder: Path, name: str, stages: dict[str, Any], look_back: int | None
     )
     times = np.load(folder / "times.npy", allow_pickle=False).astype("datetime64[us]")
     parts: dict[Part, slice] = {p: slice(*bounds) for p, bounds in facts["parts"].items()}
-    return Panel(problem, Arrays(**arrays), parts, times, {k: s.data_version for k, s in stages.items()})
+    seen = torch.from_numpy(np.load(folder / "seen.npy", allow_pickle=False))
+    return Panel(problem, Arrays(**arrays), parts, times, {k: s.data_version for k, s in stages.items()}, seen)

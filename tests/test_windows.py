@@ -2,12 +2,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
-from fixtures.synthetic import make_dataset
+from fixtures.synthetic import START, make_dataset, make_spec, tables
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -216,6 +218,23 @@ def test_a_look_back_longer_than_the_head_start_of_a_part_reaches_before_it(pane
     assert torch.equal(torch.cat([o for o, _ in batches]), panel.origins("val"))
     first = batches[0][1].values[0]
     assert torch.equal(first[:48], panel.arrays.values[panel.parts["train"].stop - 48 : panel.parts["train"].stop])
+
+
+def test_a_window_without_any_observed_target_is_left_out(
+    lake: Lake, settings: Settings, add_dataset: Callable[[Dataset], Dataset]
+) -> None:
+    def quiet(files: object) -> dict[str, pl.DataFrame]:
+        raw = tables()
+        silent = (pl.col("time") >= START + timedelta(days=50)) & (pl.col("time") < START + timedelta(days=52))
+        return raw | {"observations": raw["observations"].filter(~silent)}
+
+    channels = tuple(c.model_copy(update={"absent": None}) for c in make_spec().channels)
+    add_dataset(make_dataset(channels=channels).model_copy(update={"read": quiet}))
+    for stage in STEPS:
+        materialize("synthetic", stage, lake, settings)
+    panel = load_panel(lake, "synthetic", settings.cache)
+    missing = set(range(panel.parts["test"].start, panel.parts["test"].stop - 11)) - set(panel.origins("test").tolist())
+    assert missing == set(range(50 * 24, 52 * 24 - 11))
 
 
 def test_edges_and_zones_are_indexed_by_entity(panel: Panel) -> None:
