@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 import polars as pl
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -32,6 +34,32 @@ def check_name(name: str) -> str:
             fix="choose a name such as 'my-sensors'",
         )
     return name
+
+
+def _check_zone(zone: str) -> str:
+    try:
+        ZoneInfo(zone)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        near = get_close_matches(zone, sorted(available_timezones()), n=1, cutoff=0.6)
+        hint = f"did you mean '{near[0]}'?" if near else "name one such as Europe/Berlin or UTC"
+        raise ValueError(f"no such time zone; {hint}") from None
+    return zone
+
+
+def _check_length(zero: bool) -> Callable[[str], str]:
+    def check(length: str) -> str:
+        try:
+            step_us(length, zero)
+        except StfmError as error:
+            raise ValueError(f"{error.problem}, expected {error.expected}") from None
+        return length
+
+    return check
+
+
+Zone = Annotated[str, AfterValidator(_check_zone)]
+Step = Annotated[str, AfterValidator(_check_length(zero=False))]
+Duration = Annotated[str, AfterValidator(_check_length(zero=True))]
 
 
 class Model(BaseModel):
@@ -66,7 +94,7 @@ class Harmonize(Model):
     them it spans the observations.
     """
 
-    step: str
+    step: Step
     start: datetime | None = None
     end: datetime | None = None
     duplicates: Literal["error", "first", "last", "mean"] = "error"
@@ -113,8 +141,8 @@ class Join(Model):
     columns: tuple[str, ...]
     availability: Literal["past", "ahead"]
     via: Literal["entity", "edges"] = "entity"
-    lag: str = "0h"
-    tolerance: str | None = None
+    lag: Duration = "0h"
+    tolerance: Duration | None = None
     absent: float | None = None
 
     @model_validator(mode="after")
@@ -192,7 +220,7 @@ class DatasetSpec(Model):
     sources: tuple[Source, ...] = ()
     tables: dict[str, Table] = Field(default={})
     channels: tuple[Channel, ...] = Field(min_length=1)
-    zone: str
+    zone: Zone
     country: str | None = None
     seasons: tuple[int, ...] = Field(default=(), description="candidate seasonal periods in steps, shortest first")
     harmonize: Harmonize

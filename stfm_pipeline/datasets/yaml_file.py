@@ -48,7 +48,10 @@ def load_yaml(path: Path, beside: bool = True) -> Dataset:
     try:
         spec = DatasetSpec.model_validate(data)
     except ValidationError as error:
-        problems = [_explain(e, lines, data) for e in error.errors(include_url=False)]
+        every = error.errors(include_url=False)
+        # A list all of whose items are wrong is also called too short: that says nothing new.
+        inner = [e for e in every if e["type"] != "too_short" or not any(_below(o, e) for o in every)]
+        problems = [_explain(e, lines, data) for e in inner]
         _refuse(path, [f"line {line}: {text}" for line, text in sorted(dict.fromkeys(problems))])
     if not spec.tables:
         _refuse(path, [f"line 1: missing key 'tables' (how each raw table is read; {', '.join(_formats())})"])
@@ -118,22 +121,31 @@ def _refuse(path: Path, problems: list[str]) -> None:
     raise SpecError(f"{path.name} has {count}\n  " + "\n  ".join(problems), fix="docs/your-own-data.md lists every key")
 
 
+def _below(inner: Any, outer: Any) -> bool:
+    size = len(outer["loc"])
+    return len(inner["loc"]) > size and inner["loc"][:size] == outer["loc"]
+
+
+def _dotted(path: Path_) -> str:
+    return ".".join(str(p + 1) if isinstance(p, int) else p for p in path)
+
+
 def _explain(error: Any, lines: dict[Path_, int], data: Any) -> tuple[int, str]:
     """Line and words for one of pydantic's complaints."""
     where = _in_file(error["loc"], data)
     line = lines.get(where, 1)
-    name = ".".join(str(p + 1) if isinstance(p, int) else p for p in where) or "the file"
+    name = _dotted(where) or "the file"
     if error["type"] == "extra_forbidden":
         *above, key = where
         known = _fields(error["loc"][:-1])
-        near = get_close_matches(str(key), known, n=1, cutoff=0.4)
+        near = get_close_matches(str(key), known, n=1, cutoff=0.55)
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
-        place = ".".join(map(str, above))
+        place = _dotted(tuple(above))
         return line, f"unknown key '{key}'{f' in {place}' if place else ''}; {hint}"
     if error["type"] == "missing":
         *outer, key = error["loc"]
         holder = _in_file(tuple(outer), data)
-        inside = f" in {'.'.join(str(p + 1) if isinstance(p, int) else p for p in holder)}" if holder else ""
+        inside = f" in {_dotted(holder)}" if holder else ""
         return lines.get(holder, 1), f"missing key '{key}'{inside}"
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
         allowed = _formats() if "tables" in where else ["pypi", "http", "local"]
