@@ -8,7 +8,7 @@ from assets.common import DATASETS, events, relay_logs
 from resources import ComputeResource, LakeResource, TrackingResource
 from stfm_pipeline.experiment import TRAINING_CODE, train_system
 from stfm_pipeline.fingerprint import code_version
-from stfm_pipeline.systems.catalog import module_names
+from stfm_pipeline.systems.catalog import code_of, module_names
 
 
 def system_asset(module: str) -> dg.AssetsDefinition:
@@ -20,7 +20,7 @@ def system_asset(module: str) -> dg.AssetsDefinition:
         partitions_def=DATASETS,
         group_name="training_objectives",
         description=f"The system '{name}', trained on the enriched table and logged to MLflow with its intervals.",
-        code_version=code_version(*TRAINING_CODE, f"stfm_pipeline.systems.{module}"),
+        code_version=code_version(*TRAINING_CODE, code_of(name)),
         check_specs=[
             dg.AssetCheckSpec("forecasts_are_finite", asset=module, description="Every val forecast is a number.")
         ],

@@ -19,7 +19,7 @@ from stfm_pipeline.fingerprint import code_version, fingerprint
 from stfm_pipeline.lake import Lake, Stage
 from stfm_pipeline.road import Outcome
 from stfm_pipeline.settings import Settings
-from stfm_pipeline.systems.catalog import all_systems, get_system, select_systems
+from stfm_pipeline.systems.catalog import all_systems, code_of, get_system, select_systems
 from stfm_pipeline.tables import Check
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def training_plan(lake: Lake, name: str, system: System, budget: str) -> Plan:
         "task": spec.task.model_dump(),
         "seasons": spec.seasons,
     }
-    code = code_version(*TRAINING_CODE, f"stfm_pipeline.systems.{system.key}")
+    code = code_version(*TRAINING_CODE, code_of(system.name))
     return Plan(fingerprint(config, code, inputs), inputs)
 
 

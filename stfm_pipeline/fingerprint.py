@@ -11,22 +11,32 @@ from pathlib import Path
 from typing import Any
 
 
-@cache
 def code_version(*modules: str) -> str:
-    """Hash of the syntax of `modules` (a package stands for all files in it); comments and layout do not count."""
+    """Hash of the syntax of `modules`; comments and layout do not count.
+
+    A package stands for all files in it; a name that ends in .py is the path of a file.
+    """
     digest = hashlib.sha256()
     for name in sorted(modules):
-        spec = find_spec(name)
-        if spec is None or spec.origin is None:
-            raise ModuleNotFoundError(name)
-        origin = Path(spec.origin)
-        files = sorted(origin.parent.rglob("*.py")) if spec.submodule_search_locations else [origin]
-        for file in files:
-            tree = ast.parse(file.read_bytes())
-            for node in ast.walk(tree):
-                _drop_docstring(node)
-            digest.update(ast.dump(tree).encode())
+        digest.update(_syntax(Path(name)) if name.endswith(".py") else _of_module(name))
     return digest.hexdigest()[:16]
+
+
+@cache
+def _of_module(name: str) -> bytes:
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(name)
+    origin = Path(spec.origin)
+    files = sorted(origin.parent.rglob("*.py")) if spec.submodule_search_locations else [origin]
+    return b"".join(map(_syntax, files))
+
+
+def _syntax(file: Path) -> bytes:
+    tree = ast.parse(file.read_bytes())
+    for node in ast.walk(tree):
+        _drop_docstring(node)
+    return ast.dump(tree).encode()
 
 
 def _drop_docstring(node: ast.AST) -> None:

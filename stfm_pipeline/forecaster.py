@@ -13,11 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stfm_pipeline.errors import StfmError
-from stfm_pipeline.systems.catalog import get_system
+from stfm_pipeline.systems import own
+from stfm_pipeline.systems.catalog import get_system, own_file
 from stfm_pipeline.tasks.forecasting import check_forecast, hide
 from stfm_pipeline.windows import Problem, Window
 
 FORMAT = 1
+OWN_CODE = "system.py"
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Forecaster:
         return sum(p.numel() for p in self.module.parameters())
 
     def save(self, folder: Path) -> Path:
-        """Write config.json, model.safetensors and lineage.json."""
+        """Write config.json, model.safetensors and lineage.json, and the code of a user's own system."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"module.{k}": v.detach().contiguous() for k, v in self.module.state_dict().items()}
         tensors |= {f"problem.{k}": v.contiguous() for k, v in self.problem.tensors.items()}
@@ -98,6 +100,8 @@ class Forecaster:
         save_file({k: v.clone() for k, v in tensors.items()}, folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps(config, indent=1))
         (folder / "lineage.json").write_text(json.dumps(self.lineage, indent=1))
+        if (source := own_file(self.system)) is not None:
+            (folder / OWN_CODE).write_bytes(source.read_bytes())
         return folder
 
     @classmethod
@@ -111,7 +115,9 @@ class Forecaster:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
         problem = Problem.from_config(config["problem"], under("problem."))
-        module = get_system(config["system"]).build(problem)
+        code = folder / OWN_CODE
+        system = own.load(code, config["system"]) if code.is_file() else get_system(config["system"])
+        module = system.build(problem)
         module.load_state_dict(under("module."))
         module.eval()
         return cls(

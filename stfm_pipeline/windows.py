@@ -217,7 +217,7 @@ def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:
         "times": signal.times.astype(np.int64),
         "values": standardize(signal.values, signal.observed, mean, std),
         "observed": signal.observed,
-        "seen": signal.observed.any(axis=(1, 2)),
+        "seen": np.asarray(signal.observed.any(axis=(1, 2))),
         "mean": mean,
         "std": std,
         "weight": std / std.mean(axis=0),

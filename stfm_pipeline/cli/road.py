@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 @command(app)
 def run(
     datasets: Annotated[list[str] | None, typer.Argument(help=f"Default: {DEFAULT_DATASET}.")] = None,
-    system: Annotated[list[str] | None, typer.Option(help="Only these systems (baselines always run).")] = None,
+    system: Annotated[
+        list[str] | None, typer.Option(help="Only these systems, or a file with a torch module (baselines always run).")
+    ] = None,
     until: Annotated[str, typer.Option(help=f"Stop after: {', '.join(STAGES)}.")] = "champion",
     budget: Annotated[str, typer.Option(help="quick, standard (three seeds) or full.")] = "quick",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
@@ -44,6 +46,7 @@ def run(
     names = datasets or [DEFAULT_DATASET]
     for name in names:
         get_dataset(name)
+    system = [_joined(s) for s in system or []]
     require_root()
     settings, lake = open_lake()
     results = []
@@ -66,6 +69,20 @@ def run(
             _print_result(result, lake)
         else:
             say(f"{result['dataset']}: {', '.join(result['ran']) or 'nothing to do'}")
+
+
+def _joined(system: str) -> str:
+    """The name of a system; a Python file joins as one of the user's own."""
+    if not system.endswith(".py"):
+        return system
+    from pathlib import Path
+
+    from stfm_pipeline.systems import own
+    from stfm_pipeline.systems.catalog import built_in
+
+    name = own.install(Path(system), set(built_in()))
+    logging.getLogger("stfm").info("%s joins as the system '%s' (kept in %s)", system, name, own.folder())
+    return name
 
 
 def _todo(name: str, lake: Lake, chosen: list[str], until: str, budget: str) -> list[str]:

@@ -3,25 +3,45 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import pkgutil
 from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import cache
+from pathlib import Path
 
 from stfm_pipeline import systems as package
 from stfm_pipeline.datasets.spec import DatasetSpec
 from stfm_pipeline.errors import UsageError
+from stfm_pipeline.systems import own
 from stfm_pipeline.systems.spec import System
 
-_NOT_SYSTEMS = {"spec", "catalog"}
+log = logging.getLogger("stfm")
+_NOT_SYSTEMS = {"spec", "catalog", "own", "advice"}
 _ORDER = ("baseline", "primitive", "transferred")
 
 
 @cache
-def module_names() -> tuple[str, ...]:
-    """Names of the system modules, found without importing any (they import torch)."""
+def built_in() -> tuple[str, ...]:
+    """Names of the system modules here, found without importing any (they import torch)."""
     names = [m.name for m in pkgutil.iter_modules(package.__path__)]
     return tuple(n for n in names if n not in _NOT_SYSTEMS and not n.startswith("_"))
+
+
+def module_names() -> tuple[str, ...]:
+    """Module names of every system, a user's own among them; nothing is imported."""
+    return (*built_in(), *(n for n in own.files() if n not in built_in()))
+
+
+def code_of(name: str) -> str:
+    """What a system's code version is taken from: a dotted module, or the path of a user's file."""
+    return str(own_file(name) or f"{package.__name__}.{name.replace('-', '_')}")
+
+
+def own_file(name: str) -> Path | None:
+    """The file of a user's system; None where the name is one of those here, or unknown."""
+    key = name.replace("-", "_")
+    return None if key in built_in() else own.files().get(key)
 
 
 def get_system(name: str) -> System:
@@ -34,16 +54,23 @@ def get_system(name: str) -> System:
             expected=f"one of: {', '.join(known)}",
             fix=f"did you mean '{near[0]}'?" if near else "`stfm systems list` shows them all",
         )
-    module = importlib.import_module(f"{package.__name__}.{name.replace('-', '_')}")
+    key = name.replace("-", "_")
+    if key not in built_in():
+        return own.load(own.files()[key])
+    module = importlib.import_module(f"{package.__name__}.{key}")
     system: System = module.SYSTEM
     assert system.name == name, f"{module.__name__} names its system '{system.name}'"
     return system
 
 
-@cache
 def all_systems() -> dict[str, System]:
-    """Every system by name, baselines first."""
-    found = [get_system(n.replace("_", "-")) for n in module_names()]
+    """Every system by name, baselines first; a user's file that cannot be used is passed over with a warning."""
+    found = []
+    for name in module_names():
+        try:
+            found.append(get_system(name.replace("_", "-")))
+        except UsageError as error:
+            log.warning("%s", error)
     return {s.name: s for s in sorted(found, key=lambda s: (_ORDER.index(s.branch), s.name))}
 
 
