@@ -33,11 +33,14 @@ def weekly_retraining(context: dg.ScheduleEvaluationContext) -> list[dg.RunReque
     description="Adds a partition for every dataset that has a spec.",
 )
 def datasets_in_step(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-    from stfm_pipeline.datasets.catalog import all_datasets
+    from stfm_pipeline.datasets.catalog import all_datasets, broken_datasets
 
     missing = sorted(set(all_datasets()) - set(context.instance.get_dynamic_partitions("dataset")))
+    broken = [f"not usable: {error}" for error in broken_datasets().values()]
+    for line in broken:
+        context.log.warning(line)
     if not missing:
-        return dg.SkipReason("every dataset has its partition")
+        return dg.SkipReason("\n".join(["every dataset has its partition", *broken]))
     return dg.SensorResult(dynamic_partitions_requests=[DATASETS.build_add_request(missing)])
 
 

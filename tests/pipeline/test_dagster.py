@@ -13,6 +13,7 @@ from fixtures.synthetic import make_dataset
 
 from definitions import defs
 from stfm_pipeline.datasets.catalog import all_datasets
+from stfm_pipeline.datasets.catalog import folder as own_folder
 from stfm_pipeline.datasets.spec import Dataset, Facts
 from stfm_pipeline.lake import Lake
 from stfm_pipeline.settings import Settings
@@ -21,6 +22,14 @@ from stfm_pipeline.systems.catalog import module_names
 ROOT = Path(__file__).parents[2]
 DATA = ["raw", "harmonized", "embedded", "enriched"]
 SYSTEMS = sorted(module_names())
+MINE = """\
+kind: graph
+zone: UTC
+tables: {observations: {format: nixtla, file: mine.csv}}
+channels: [{name: y, unit: pieces}]
+harmonize: {step: 1h}
+task: {look_back: 24, horizon: 6}
+"""
 
 
 def test_the_location_loads_without_heavy_libraries_or_warnings() -> None:
@@ -140,6 +149,16 @@ def test_the_sensor_keeps_partitions_in_step_and_the_schedule_asks_for_what_has_
     sensor = defs.resolve_sensor_def("datasets_in_step")
     data = sensor.evaluate_tick(dg.build_sensor_context(instance=instance))
     assert [sorted(r.partition_keys) for r in data.dynamic_partitions_requests or []] == [sorted(all_datasets())]
+    instance.add_dynamic_partitions("dataset", sorted(all_datasets()))
+    folder = own_folder()
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text(MINE)
+    (folder / "broken.yaml").write_text(MINE.replace("graph", "graf"))
+    seen = sensor.evaluate_tick(dg.build_sensor_context(instance=instance))
+    assert [r.partition_keys for r in seen.dynamic_partitions_requests or []] == [["mine"]]
+    instance.add_dynamic_partitions("dataset", ["mine"])
+    idle = sensor.evaluate_tick(dg.build_sensor_context(instance=instance))
+    assert "broken.yaml has a problem" in str(idle.skip_message)
     schedule = defs.resolve_schedule_def("weekly_retraining")
     context = dg.build_schedule_context(instance=instance)
     assert list(schedule.evaluate_tick(context).run_requests or []) == []
