@@ -112,3 +112,28 @@ def _margins(facts: dict[str, Any], by: dict[tuple[str, str, str | None], dict[s
     say(f"  {leader} loses on: {', '.join(lost)}" if lost else f"  {leader} loses to no baseline on MAE or RMSE")
     for note in facts["notes"]:
         say(f"  note: {note}")
+
+
+def reproduction(compared: Sequence[dict[str, Any]]) -> None:
+    """Our numbers beside the published ones of the same systems."""
+    lines = [
+        [
+            c["system"],
+            c["at"],
+            c["metric"].upper(),
+            f"{c['published']:g}",
+            f"{c['measured']:.4g}" + (f" ± {c['deviation']:.2g}" if c["deviation"] else ""),
+            f"{c['difference']:+.1%}",
+            f"{c['tolerance']:.0%}",
+            "green" if c["ok"] else "RED",
+        ]
+        for c in compared
+    ]
+    if lines:
+        columns = ["system", "at", "metric", "published", "measured", "difference", "tolerance", "reproduced"]
+        table(
+            "\nreproduction (green: within the tolerance of the published number, or better)",
+            columns,
+            lines,
+            columns[3:7],
+        )

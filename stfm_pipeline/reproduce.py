@@ -190,3 +190,23 @@ def reproduction(spec: DatasetSpec, system: str, look_back: int, ours: dict[Key,
                     }
                 )
     return out
+
+
+def from_leaderboard(spec: DatasetSpec, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The reproduction table of an ordinary evaluation, where the dataset's task is one that was published."""
+    if spec.benchmark is None:
+        return []
+    rule, out = spec.benchmark, []
+    wanted = ("test", rule.scale, rule.channel)
+    mine = [r for r in rows if (r["split"], r["scale"], r["channel"]) == wanted]
+    for system in dict.fromkeys(r["system"] for r in mine):
+        scores: dict[Key, Any] = {}
+        for row in (r for r in mine if r["system"] == system):
+            values = {m: row[m] * (100 if m == "mape" else 1) for m in rule.metrics if row[m] is not None}
+            if rule.at == "length":
+                if row["horizon"] == "avg":
+                    scores[spec.task.horizon] = values
+            else:
+                scores[row["horizon"]] = values
+        out += reproduction(spec, system, spec.task.look_back, scores)
+    return out

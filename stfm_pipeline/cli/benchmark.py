@@ -61,7 +61,7 @@ def benchmark_run(
 
 
 def _print(spec: DatasetSpec, measured: list[dict[str, Any]], compared: list[dict[str, Any]]) -> None:
-    from stfm_pipeline.console import say, table
+    from stfm_pipeline.console import reproduction, say, table
     from stfm_pipeline.reproduce import protocol
 
     rule = protocol(spec)
@@ -94,27 +94,7 @@ def _print(spec: DatasetSpec, measured: list[dict[str, Any]], compared: list[dic
     )
     for note in rule.notes:
         say(f"  {note}")
-    if compared:
-        lines = [
-            [
-                c["system"],
-                c["at"],
-                c["metric"].upper(),
-                f"{c['published']:g}",
-                f"{c['measured']:.4g}" + (f" ± {c['deviation']:.2g}" if c["deviation"] else ""),
-                f"{c['difference']:+.1%}",
-                f"{c['tolerance']:.0%}",
-                "green" if c["ok"] else "RED",
-            ]
-            for c in compared
-        ]
-        columns = ["system", "at", "metric", "published", "measured", "difference", "tolerance", "reproduced"]
-        table(
-            "\nreproduction (green: within the tolerance of the published number, or better)",
-            columns,
-            lines,
-            columns[3:7],
-        )
+    reproduction(compared)
 
 
 def _key(text: str) -> Any:

@@ -152,12 +152,14 @@ def _merged(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _print_result(result: dict[str, Any], lake: Lake) -> None:
-    from stfm_pipeline.console import leaderboard, say
+    from stfm_pipeline.console import leaderboard, reproduction, say
     from stfm_pipeline.datasets.catalog import get_dataset
+    from stfm_pipeline.reproduce import from_leaderboard
 
     spec = get_dataset(result["dataset"]).spec
     say(f"\n{spec.title} ({spec.licence})")
     leaderboard(result["leaderboard"], result["facts"], {c.name: c.unit for c in spec.channels})
+    reproduction(from_leaderboard(spec, result["leaderboard"]))
     if decision := result["decision"]:
         verdict = "promoted" if decision["promoted"] else "refused, stays challenger"
         named = f"{decision['name']} version {decision['version']} ({decision['system']})"
