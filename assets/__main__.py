@@ -9,6 +9,8 @@ import dagster as dg
 from definitions import defs
 from stfm_pipeline.datasets.catalog import all_datasets
 
+FAILURE = "dagster._core.definitions.events.Failure: "
+
 
 def main(dataset: str, selection: str, config: str) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -28,10 +30,11 @@ def main(dataset: str, selection: str, config: str) -> int:
         if result.success:
             return 0
         for event in result.all_events:
-            if event.is_failure and event.is_step_event:
+            if event.is_failure and event.is_step_event and event.is_step_failure:
                 error = event.step_failure_data.error
                 cause = error.cause if error and error.cause else error
-                print(f"{event.step_key}: {(cause.message if cause else event.message).strip()}", file=sys.stderr)
+                text = (cause.message if cause else str(event.message)).strip()
+                print(f"{event.step_key}: {text.removeprefix(FAILURE)}", file=sys.stderr)
         return 1
 
 

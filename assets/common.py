@@ -1,6 +1,7 @@
 """What every asset shares: the partition set, check specs, and how an outcome becomes Dagster events."""
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,8 @@ DATASETS = dg.DynamicPartitionsDefinition(name="dataset")
 
 @dg.logger(description="Problems only: the library's own log lines say what happens.")
 def console(context: dg.InitLoggerContext) -> logging.Logger:
-    logger = logging.Logger("dagster", level=logging.ERROR)
+    # What went wrong is said once, at the end; `--debug` and the UI show the whole trace.
+    logger = logging.Logger("dagster", level=logging.ERROR if os.environ.get("STFM_DEBUG") else logging.CRITICAL)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     logger.addHandler(handler)
@@ -56,10 +58,8 @@ def events(
     if outcome.stage is None:
         yield from results
         failed = [c for c in outcome.checks if not c.passed]
-        raise dg.Failure(
-            description=f"{key} was not published: "
-            + "; ".join(f"{c.name} ({c.description}) {c.details}" for c in failed)
-        )
+        broken = [f"{c.name} ({c.description})\n" + _indented(c.details) for c in failed]
+        raise dg.Failure(description=f"{key} was not published, a promise is broken: " + "\n".join(broken))
     stage = outcome.stage
     shared = {
         "unchanged": outcome.reused,
@@ -71,6 +71,11 @@ def events(
     yield dg.MaterializeResult(
         metadata={**shared, **metadata}, check_results=results, data_version=dg.DataVersion(stage.data_version)
     )
+
+
+def _indented(details: dict[str, Any]) -> str:
+    lines = [line for k, v in details.items() for line in f"{k}: {v}".splitlines()]
+    return "\n".join(f"    {line}" for line in lines)
 
 
 class relay_logs:

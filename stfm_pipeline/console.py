@@ -125,14 +125,14 @@ def reproduction(compared: Sequence[dict[str, Any]]) -> None:
             f"{c['measured']:.4g}" + (f" ± {c['deviation']:.2g}" if c["deviation"] else ""),
             f"{c['difference']:+.1%}",
             f"{c['tolerance']:.0%}",
-            "green" if c["ok"] else "RED",
+            c["verdict"],
         ]
         for c in compared
     ]
     if lines:
         columns = ["system", "at", "metric", "published", "measured", "difference", "tolerance", "reproduced"]
         table(
-            "\nreproduction (green: within the tolerance of the published number, or better)",
+            "\nreproduction (green: within the tolerance of the published number)",
             columns,
             lines,
             columns[3:7],

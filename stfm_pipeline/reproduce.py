@@ -157,6 +157,15 @@ def scores_of(rule: Benchmark, stage: Stage, lake: Lake) -> dict[Key, dict[str, 
     return out
 
 
+def verdict(gap: float, tolerance: float) -> str:
+    """Green within the tolerance, better or RED beyond it; far better asks whether it is the same data at all."""
+    if gap > tolerance:
+        return "RED"
+    if gap >= -tolerance:
+        return "green"
+    return "better" if gap > -10 * tolerance else "far better: the same data?"
+
+
 def reproduction(spec: DatasetSpec, system: str, look_back: int, ours: dict[Key, Any]) -> list[dict[str, Any]]:
     """Our numbers beside the published ones of the same system: `ok` where ours is within the tolerance, or better.
 
@@ -187,6 +196,7 @@ def reproduction(spec: DatasetSpec, system: str, look_back: int, ours: dict[Key,
                         "difference": gap,
                         "tolerance": rule.tolerance,
                         "ok": gap <= rule.tolerance,
+                        "verdict": verdict(gap, rule.tolerance),
                     }
                 )
     return out

@@ -159,6 +159,15 @@ def test_pems_bay_with_integer_names_and_places_without_header(tmp_path: Path) -
     assert harmonize(small(spec, 900, 10), raw).passed
 
 
+def test_the_hour_that_pems_bay_leaves_out_is_the_one_its_clocks_skipped(tmp_path: Path, read: Read) -> None:
+    foreign.pems_bay(tmp_path, steps=288 * 72, sensors=2)
+    times = raw_of("pems-bay", tmp_path)[1]["observations"]["time"].unique().sort()
+    assert set(times.diff().drop_nulls().to_list()) == {timedelta(minutes=5)}
+    foreign.wide_csv(tmp_path / "a.csv", ["x"], "2017-03-12", 1800, np.ones((9, 1)))
+    with pytest.raises(ContractError, match=r"never were in America/Los_Angeles[\s\S]*02:00:00[\s\S]*Etc/GMT\+8"):
+        read("observations", zone="America/Los_Angeles", format="wide", file="a.csv", time=0)
+
+
 @pytest.mark.parametrize(("number", "first"), [("03", "313344"), ("04", "0"), ("07", "0"), ("08", "0")])
 def test_pems0x_arrays(number: str, first: str, tmp_path: Path) -> None:
     foreign.pems0x(tmp_path, number)

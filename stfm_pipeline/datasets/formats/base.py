@@ -118,7 +118,16 @@ def dated(table: str, path: Path, column: pl.Series, zone: str, form: str | None
         )
     if getattr(column.dtype, "time_zone", None) is not None:
         return column.dt.convert_time_zone("UTC").dt.cast_time_unit("us")
-    return column.to_frame("time").select(to_utc(pl.col("time"), zone))["time"]
+    moments = column.to_frame("time").select(to_utc(pl.col("time"), zone))["time"]
+    never = column.filter(moments.is_null() & column.is_not_null()).unique(maintain_order=True)
+    if len(never):
+        raise ContractError(
+            f"{table}: {path.name} holds civil times that never were in {zone}: its clocks skipped them",
+            expected=f"times of {zone}, or a zone without summer time",
+            offenders=never.head(6).to_list(),
+            fix="if the file's clock knows no summer time, state a fixed zone such as Etc/GMT+8 (which is UTC-8)",
+        )
+    return moments
 
 
 def _parsed(table: str, path: Path, column: pl.Series, form: str | None, offsets: str) -> pl.Series:
