@@ -146,6 +146,17 @@ class Lake:
             )
         return self._load(self._path(stage.dataset, stage.name, table), stage.tables[table])
 
+    def sample(self, stage: Stage, table: str, columns: list[str], every: int) -> pl.DataFrame:
+        """Every `every`-th row of some columns, batch by batch: the table itself need not fit into memory."""
+        source = self._table(self._path(stage.dataset, stage.name, table), stage.tables[table]).to_pyarrow_dataset()
+        kept, start = [], 0
+        for batch in source.to_batches(columns=columns):
+            frame = pl.from_arrow(batch)
+            assert isinstance(frame, pl.DataFrame)
+            kept.append(frame.gather_every(every, offset=-start % every))
+            start += len(frame)
+        return pl.concat(kept) if kept else pl.DataFrame(schema=columns)
+
     def _table(self, path: str, version: int | None = None) -> Any:
         from deltalake import DeltaTable
 
@@ -154,7 +165,7 @@ class Lake:
     def _load(self, path: str, version: int | None = None) -> pl.DataFrame:
         frame = pl.from_arrow(self._table(path, version).to_pyarrow_table())
         assert isinstance(frame, pl.DataFrame)
-        return frame.sort(ROW).drop(ROW)
+        return (frame if frame[ROW].is_sorted() else frame.sort(ROW)).drop(ROW)
 
     def connect(self) -> duckdb.DuckDBPyConnection:
         """A DuckDB connection that sees every current table as `<dataset>.<stage>[_<table>]` and nothing outside.
@@ -189,7 +200,13 @@ class Lake:
 def _long_view(stage: Stage, schema: str) -> str | None:
     """SQL for the stage under its own name: the dense signal unnested into rows, or the raw observations."""
     if "observations" in stage.tables:
-        return f'select * from "{schema}"."{stage.name}_observations"'
+        if "dense_observations" not in stage.facts:
+            return f'select * from "{schema}"."{stage.name}_observations"'
+        rows, places = (f'"_{schema}_{stage.name}_{t}"' for t in ("observations", "entities"))
+        names = [c.replace('"', "") for c in stage.facts["dense_observations"]]
+        cells = ", ".join(f'o."{c}"[e.{ROW} + 1] as "{c}"' for c in names)
+        wide = f'len(o."{names[0]}")'
+        return f"select e.entity, o.time, {cells} from {rows} as o join {places} as e on e.{ROW} < {wide}"
     blocks: dict[str, list[str]] = stage.facts.get("dense", {})
     if not blocks:
         return None
@@ -215,35 +232,41 @@ def data_version(tables: dict[str, pl.DataFrame], facts: dict[str, Any]) -> str:
         frame = tables[name]
         digest.update(f"{name}{frame.schema}".encode())
         for column in frame.iter_columns():
-            digest.update(_bytes(column))
+            for part in _parts(column):
+                digest.update(part)
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]
 
 
+STRINGS_AT_ONCE = 1_000_000
 # Keeps the separator and the mark of a null apart from text that holds them.
 _ESCAPED = {0: "\x020", 1: "\x021", 2: "\x022"}
 
 
-def _bytes(column: pl.Series) -> bytes:
+def _parts(column: pl.Series) -> Iterator[Any]:
+    """The column as buffers, one after the other; large ones are handed over without a copy."""
     if isinstance(column.dtype, pl.List):
-        lengths = column.list.len().to_numpy().tobytes()
-        inner = column.explode(empty_as_null=False)
-        return lengths + _bytes(inner)
-    if isinstance(column.dtype, pl.Array):
-        return _bytes(column.arr.to_list())
-    if isinstance(column.dtype, pl.Struct):
-        valid = column.is_not_null().to_numpy().tobytes() if column.null_count() else b""
-        return valid + b"".join(_bytes(field) for field in column.struct.unnest().iter_columns())
-    if isinstance(column.dtype, pl.Categorical | pl.Enum | pl.Decimal):
-        return _bytes(column.cast(pl.String))
-    if column.dtype == pl.Binary:
-        return _bytes(column.bin.encode("hex"))
-    if column.dtype == pl.String:
+        yield column.list.len().to_numpy().tobytes()
+        yield from _parts(column.explode(empty_as_null=False))
+    elif isinstance(column.dtype, pl.Array):
+        yield from _parts(column.arr.to_list())
+    elif isinstance(column.dtype, pl.Struct):
+        yield column.is_not_null().to_numpy().tobytes() if column.null_count() else b""
+        for field in column.struct.unnest().iter_columns():
+            yield from _parts(field)
+    elif isinstance(column.dtype, pl.Categorical | pl.Enum | pl.Decimal):
+        yield from _parts(column.cast(pl.String))
+    elif column.dtype == pl.Binary:
+        yield from _parts(column.bin.encode("hex"))
+    elif column.dtype == pl.String:
         if column.str.contains(r"[\x00-\x02]").any():
             column = pl.Series(
                 [None if v is None else v.translate(_ESCAPED) for v in column.to_list()], dtype=pl.String
             )
-        return "\x00".join(["\x01" if v is None else v for v in column.to_list()]).encode()
-    physical = column.to_physical()
-    valid = physical.is_not_null().to_numpy().tobytes() if physical.null_count() else b""
-    return valid + np.ascontiguousarray(physical.fill_null(0).to_numpy()).tobytes()
+        for i in range(0, max(len(column), 1), STRINGS_AT_ONCE):
+            text = column.slice(i, STRINGS_AT_ONCE).fill_null("\x01").str.join("\x00")
+            yield ("\x00" if i else "").encode() + (text[0] or "").encode()
+    else:
+        physical = column.to_physical()
+        yield physical.is_not_null().to_numpy().tobytes() if physical.null_count() else b""
+        yield np.ascontiguousarray(physical.fill_null(0).to_numpy()).view(np.uint8).data

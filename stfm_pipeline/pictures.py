@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from stfm_pipeline.datasets.spec import DatasetSpec
-from stfm_pipeline.tables import Signal, times_of
+from stfm_pipeline.tables import Signal, is_dense, times_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREY = "#2563eb", "#d97706", "#9ca3af"
 PART_TONES = ("#e5e7eb", "#fde68a", "#fdba74", "#bfdbfe")
+CELL_TONE = (59, 130, 246)
 POINTS = 400
 SIDE_DAYS = 14
 
@@ -56,7 +57,24 @@ def _png(figure: Figure) -> bytes:
 
 def markdown_image(png: bytes, alt: str) -> str:
     """The picture as markdown with a data URI."""
-    return f"![{alt}](data:image/png;base64,{base64.b64encode(png).decode()})"
+    return f"![{alt}]({data_uri(png)})"
+
+
+def cells_png(share: np.ndarray[Any, Any]) -> bytes:
+    """Shares (rows, columns) from 0 to 1 as a PNG of one pixel per cell: the fuller, the less transparent the blue."""
+    from PIL import Image
+
+    pixels = np.zeros((*share.shape, 4), np.uint8)
+    pixels[..., :3] = CELL_TONE
+    # A cell with anything in it is told from an empty one.
+    pixels[..., 3] = np.where(share > 0, np.round(40 + 215 * share), 0)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png", optimize=True)
+    return buffer.getvalue()
+
+
+def data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def stage_picture(
@@ -75,13 +93,14 @@ def stage_picture(
 
 
 def _raw(rows: pl.DataFrame) -> bytes:
-    daily = rows.drop_nulls("time").group_by(pl.col("time").dt.truncate("1d")).len().sort("time")
+    held = pl.nth(1).list.len().sum().alias("len") if is_dense(rows) else pl.len()
+    daily = rows.drop_nulls("time").group_by(pl.col("time").dt.truncate("1d")).agg(held.cast(pl.Int64)).sort("time")
     # A day without rows is a zero, not a line drawn across the gap.
     daily = daily.upsample("time", every="1d").with_columns(pl.col("len").fill_null(0))
     figure, (axis,) = _figure()
     axis.fill_between(times_of(daily["time"]), daily["len"].to_numpy(), step="mid", color=BLUE, alpha=0.75, linewidth=0)
     axis.set_ylim(bottom=0)
-    axis.set_title(f"rows per day ({len(rows):,} in all)", fontsize=8)
+    axis.set_title(f"rows per day ({daily['len'].sum():,} in all)", fontsize=8)
     _dates(axis)
     return _png(figure)
 

@@ -18,7 +18,7 @@ from stfm_pipeline.fingerprint import code_version, fingerprint
 from stfm_pipeline.lake import Lake, Stage, data_version
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.stage import Result
-from stfm_pipeline.tables import Check
+from stfm_pipeline.tables import Check, is_dense
 
 log = logging.getLogger("stfm")
 GROUND = ("stfm_pipeline.tables", "stfm_pipeline.stage")
@@ -68,6 +68,8 @@ def _raw(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
         "end": str(observations["time"].max()),
         "sources": [identity(s, settings) for s in dataset.spec.sources],
     }
+    if is_dense(observations):
+        facts["dense_observations"] = [c for c in observations.columns if c != "time"]
     return Result(
         tables, facts, [Check("canonical_contract", True, "types, keys, zones and coordinates are right", {})]
     )
@@ -95,7 +97,9 @@ def _enriched(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
 
     name = dataset.spec.name
     side = tuple(j.table for j in dataset.spec.joins)
-    return enrich(dataset.spec, _tables(lake, name, "raw", side), _tables(lake, name, "harmonized"))
+    # Without anything to join, the signal itself is not needed.
+    needed = None if side else ("entities",)
+    return enrich(dataset.spec, _tables(lake, name, "raw", side), _tables(lake, name, "harmonized", needed))
 
 
 def _tables(lake: Lake, dataset: str, stage: str, only: tuple[str, ...] | None = None) -> dict[str, pl.DataFrame]:

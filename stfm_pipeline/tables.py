@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from stfm_pipeline.errors import MAX_OFFENDERS, ContractError
 
 UTC = pl.Datetime("us", "UTC")
+ROWS_AT_ONCE = 512
 _UNITS_US = {"s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
 
 
@@ -46,6 +47,90 @@ def observations(channels: Sequence[str]) -> type[dy.Schema]:
     columns: dict[str, Any] = {"entity": dy.String(nullable=False, min_length=1), "time": _utc()}
     columns |= {c: dy.Float64(nullable=True, allow_inf=True, allow_nan=True) for c in channels}
     return type("Observations", (dy.Schema,), columns)
+
+
+def is_dense(observations: pl.DataFrame) -> bool:
+    """Whether raw observations have a row per time with a list per channel, in the order of the first entities."""
+    return "entity" not in observations.columns and "time" in observations.columns
+
+
+def dense_observations(times: pl.Series, channels: dict[str, NDArray[Any]]) -> pl.DataFrame:
+    """Raw observations of a source that is dense itself: `time` and per channel a list over entities, NaN unobserved.
+
+    Arrays are (t, n). Double precision is kept only where single precision would lose something.
+    """
+    lists = {}
+    for channel, values in channels.items():
+        kept = _lossless(values)
+        inner = pl.Float32 if kept.dtype == np.float32 else pl.Float64
+        lists[channel] = pl.Series(kept).cast(pl.List(inner))
+    return pl.DataFrame({"time": times, **lists})
+
+
+def _lossless(values: NDArray[Any]) -> NDArray[Any]:
+    if values.dtype == np.float32:
+        return np.ascontiguousarray(values)
+    narrow = np.empty(values.shape, np.float32)
+    for i in range(0, len(values), ROWS_AT_ONCE):
+        block = values[i : i + ROWS_AT_ONCE]
+        with np.errstate(over="ignore"):
+            narrow[i : i + len(block)] = block
+        if not np.array_equal(narrow[i : i + len(block)], block, equal_nan=values.dtype.kind == "f"):
+            return np.ascontiguousarray(values, np.float64)
+    return narrow
+
+
+def dense_values(observations: pl.DataFrame, channel: str) -> NDArray[Any]:
+    """A channel of dense raw observations as (t, n)."""
+    column = observations[channel]
+    width = int(column.list.len()[0]) if len(column) else 0
+    return np.asarray(column.list.to_array(width).to_numpy())
+
+
+def long_observations(observations: pl.DataFrame, entities: Sequence[str]) -> pl.DataFrame:
+    """Raw observations with a row per entity and time, whichever way they are kept."""
+    if not is_dense(observations):
+        return observations
+    channels = [c for c in observations.columns if c != "time"]
+    blocks = {c: dense_values(observations, c) for c in channels}
+    t, n = next(iter(blocks.values())).shape
+    return pl.DataFrame(
+        {
+            "entity": pl.Series(list(entities)[:n], dtype=pl.String).gather(np.tile(np.arange(n, dtype=np.uint32), t)),
+            "time": observations["time"].gather(np.repeat(np.arange(t, dtype=np.uint32), n)),
+            **{c: v.astype(np.float64).reshape(-1) for c, v in blocks.items()},
+        }
+    )
+
+
+def validate_dense(observations: pl.DataFrame, channels: Sequence[str], entities: int, fix: str) -> pl.DataFrame:
+    """Dense raw observations with exactly these channels, all as wide as one another and no wider than the entities."""
+    missing = [c for c in channels if c not in observations.columns]
+    if missing:
+        raise ContractError(
+            "observations: columns are missing",
+            expected=", ".join(("time", *channels)),
+            found=", ".join(observations.columns),
+            offenders=missing,
+            fix=fix,
+        )
+    if observations.schema["time"] != UTC or observations["time"].null_count():
+        raise ContractError(
+            "observations: times carry no time zone or are missing",
+            expected="UTC times on every row",
+            found=f"{observations.schema['time']}, {observations['time'].null_count()} missing",
+            fix=fix,
+        )
+    widths = {c: observations[c].list.len().unique().to_list() for c in channels}
+    whole = {w for found in widths.values() for w in found}
+    if len(whole) > 1 or any(w is None or w > entities for w in whole):
+        raise ContractError(
+            "observations: rows do not hold one value per entity",
+            expected=f"lists of one length, at most {entities}",
+            found=", ".join(f"{c}: {sorted(map(str, w))[:5]}" for c, w in widths.items()),
+            fix=fix,
+        )
+    return observations.select("time", *channels)
 
 
 class Entities(dy.Schema):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from fixtures import foreign
@@ -177,6 +179,14 @@ def test_metr_la_from_files_of_its_form_to_a_reproduction(
     here = Settings()
     for stage in STEPS:
         assert materialize("metr-la", stage, lake, here).stage is not None
+    found = lake.connect().execute(
+        "select count(*), count(distinct entity), max(time), sum(speed_mph) from metr_la.raw where entity != '773807'"
+    )
+    count, entities, last, total = found.fetchone()  # type: ignore[misc]
+    truth = np.delete(foreign.traffic(288 * 9, 6), 1, axis=1)
+    assert (count, entities) == (288 * 9 * 5, 5), "dense raw tables are rows in SQL"
+    assert total == pytest.approx(truth.sum(), rel=1e-6)
+    assert last.astimezone(UTC) == datetime(2012, 3, 10, 7, 55, tzinfo=UTC)
     assert train_system("metr-la", "historical-average", lake, here, progress=False).stage is not None
     spec = get_dataset("metr-la").spec
     job = next(j for j in reproduce.jobs_of(spec, ["historical-average"], []))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Sparse = Any
 DEGENERATE = 1e-6
+DENSE = 1500
 
 
 def normalized_coordinates(lon: Array, lat: Array) -> Array:
@@ -20,18 +24,18 @@ def normalized_coordinates(lon: Array, lat: Array) -> Array:
     return np.asarray(xy / (span if span > 0 else 1.0), np.float64)
 
 
-def laplacian_eigenvectors(adjacency: Array, k: int) -> Array:
+def laplacian_eigenvectors(adjacency: Sparse, k: int) -> Array:
     """(n, k) eigenvectors of the symmetric normalised Laplacian with the smallest non-trivial eigenvalues.
 
     The sign is fixed by making the entry of largest magnitude positive. Missing ones (n <= k) are zero columns, and so
-    are those of a repeated eigenvalue: their basis is arbitrary and would differ between machines.
+    are those of a repeated eigenvalue: their basis is arbitrary and would differ between machines. Up to DENSE nodes
+    all are computed; beyond, the smallest alone, by Lanczos from a fixed start.
     """
-    n = len(adjacency)
+    n = adjacency.shape[0]
     out = np.zeros((n, k))
-    weights = np.maximum(adjacency, adjacency.T)
-    if k == 0 or not weights.any():
+    if k == 0 or adjacency.nnz == 0:
         return out
-    values, vectors = np.linalg.eigh(_laplacian(weights))
+    values, vectors = _smallest(adjacency, k + 2)
     gaps = np.concatenate([[np.inf], np.diff(values), [np.inf]])
     alone = np.minimum(gaps[:-1], gaps[1:]) > DEGENERATE
     chosen = (vectors * alone)[:, 1 : k + 1]
@@ -41,17 +45,53 @@ def laplacian_eigenvectors(adjacency: Array, k: int) -> Array:
     return out
 
 
-def _laplacian(weights: Array) -> Array:
-    degree = weights.sum(axis=1)
-    root = np.where(degree > 0, 1 / np.sqrt(np.where(degree > 0, degree, 1)), 0)
-    return np.asarray(np.eye(len(weights)) - root[:, None] * weights * root[None, :])
+def _smallest(adjacency: Sparse, k: int) -> tuple[Array, Array]:
+    """Eigenvalues of the Laplacian in rising order with vectors as columns: all of a small one, k of a large one."""
+    from scipy.sparse.csgraph import connected_components
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+
+    laplacian, n = _laplacian(adjacency), adjacency.shape[0]
+    if n <= DENSE:
+        values, vectors = np.linalg.eigh(laplacian.toarray())
+        return values, vectors
+    # Each component has an eigenvalue 0 whose vector is known; Lanczos from one start would miss repeated ones.
+    weights = adjacency.maximum(adjacency.T)
+    root = np.sqrt(np.asarray(weights.sum(axis=1)).ravel())
+    label = connected_components(weights, directed=False)[1]
+    there = np.unique(label[root > 0])[:k]
+    null = np.where(label[:, None] == there, root[:, None], 0)
+    null /= np.linalg.norm(null, axis=0)
+    if len(there) >= k:
+        return np.zeros(k), null
+    # The largest of 2 - L are the smallest of L, and nothing has to be factorised.
+    flipped = LinearOperator((n, n), lambda x: 2 * x - laplacian @ x - 2 * (null @ (null.T @ x)), dtype=np.float64)
+    start = np.cos(np.arange(n, dtype=np.float64))
+    wanted = k - len(there)
+    try:
+        values, vectors = eigsh(
+            flipped, wanted, which="LA", v0=start, ncv=min(n, max(6 * k, 60)), maxiter=2000, tol=1e-9
+        )
+    except ArpackNoConvergence as error:
+        values, vectors = error.eigenvalues, error.eigenvectors
+    order = np.argsort(-values)
+    zeros = np.zeros(len(there))
+    return np.concatenate([zeros, 2 - values[order]]), np.concatenate([null, vectors[:, order]], axis=1)
 
 
-def stand_in_coordinates(adjacency: Array, eigenvectors: Array) -> Array:
+def _laplacian(adjacency: Sparse) -> Sparse:
+    from scipy.sparse import diags_array, eye_array
+
+    weights = adjacency.maximum(adjacency.T)
+    degree = np.asarray(weights.sum(axis=1)).ravel()
+    root = diags_array(np.where(degree > 0, 1 / np.sqrt(np.where(degree > 0, degree, 1)), 0))
+    return (eye_array(weights.shape[0]) - root @ weights @ root).tocsr()
+
+
+def stand_in_coordinates(adjacency: Sparse, eigenvectors: Array) -> Array:
     """(n, 2) coordinates from edges alone: the two slowest eigenvectors, the slower the wider (commute-time map)."""
-    slow = np.zeros((len(adjacency), 2))
+    slow = np.zeros((adjacency.shape[0], 2))
     found = eigenvectors[:, :2]
-    values = np.einsum("nk,nm,mk->k", found, _laplacian(np.maximum(adjacency, adjacency.T)), found)
+    values = (found * (_laplacian(adjacency) @ found)).sum(axis=0)
     slow[:, : found.shape[1]] = found / np.sqrt(np.maximum(values, 1e-12))
     return slow
 
@@ -79,14 +119,14 @@ def balanced_patches(xy: Array, size: int) -> NDArray[np.int32]:
     return patch
 
 
-def adjacency_of(edges: pl.DataFrame, entities: list[str]) -> Array:
-    """(n, n) weights, row = source, column = target."""
+def adjacency_of(edges: pl.DataFrame, entities: list[str]) -> Sparse:
+    """(n, n) sparse weights, row = source, column = target."""
+    from scipy.sparse import csr_array
+
     code = {e: i for i, e in enumerate(entities)}
-    matrix = np.zeros((len(entities), len(entities)))
-    if len(edges):
-        rows, columns = (edges[c].replace_strict(code, return_dtype=pl.Int64).to_numpy() for c in ("source", "target"))
-        matrix[rows, columns] = edges["weight"].to_numpy()
-    return matrix
+    ends = [edges[c].replace_strict(code, return_dtype=pl.Int64).to_numpy() for c in ("source", "target")]
+    n = len(entities)
+    return csr_array((edges["weight"].to_numpy().astype(np.float64), (ends[0], ends[1])), shape=(n, n))
 
 
 def embed(entities: pl.DataFrame, edges: pl.DataFrame, eigenvectors: int, patch_size: int) -> pl.DataFrame:

@@ -21,16 +21,15 @@ def apply_channel_rules(values: Values, observed: Mask, channels: tuple[Channel,
     for k, channel in enumerate(channels):
         v, o = values[..., k], observed[..., k]
         before = int(o.sum())
-        coded = np.isin(v, np.array(channel.missing, v.dtype)) & o if channel.missing else np.zeros_like(o)
-        o &= ~coded
-        outside = np.zeros_like(o)
+        for code in channel.missing:
+            o &= v != np.asarray(code, v.dtype)
+        coded = before - int(o.sum())
         if channel.minimum is not None:
-            outside |= v < channel.minimum
+            o &= v >= channel.minimum
         if channel.maximum is not None:
-            outside |= v > channel.maximum
-        outside &= o
-        o &= ~outside
-        report[channel.name] = {"values": before, "missing_code": int(coded.sum()), "out_of_range": int(outside.sum())}
+            o &= v <= channel.maximum
+        outside = before - coded - int(o.sum())
+        report[channel.name] = {"values": before, "missing_code": coded, "out_of_range": outside}
     values[~observed] = 0
     return report
 

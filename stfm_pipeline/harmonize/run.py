@@ -7,14 +7,30 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-from stfm_pipeline.datasets.spec import DatasetSpec
+from stfm_pipeline.datasets.spec import DatasetSpec, Harmonize
 from stfm_pipeline.errors import ContractError
 from stfm_pipeline.harmonize import scaler, split
-from stfm_pipeline.harmonize.clock import clock_of, to_steps
+from stfm_pipeline.harmonize.clock import clock_of, to_dense_steps, to_steps
 from stfm_pipeline.harmonize.mask import apply_channel_rules, mask_outliers
 from stfm_pipeline.stage import Result
-from stfm_pipeline.tables import Check, Edges, Entities, Signal, entity_hash, observations, scatter, step_us, validate
+from stfm_pipeline.tables import (
+    ROWS_AT_ONCE,
+    Check,
+    Edges,
+    Entities,
+    Signal,
+    dense_values,
+    entity_hash,
+    is_dense,
+    observations,
+    scatter,
+    step_us,
+    times_of,
+    validate,
+    validate_dense,
+)
 
 
 def check_raw(spec: DatasetSpec, raw: dict[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
@@ -23,7 +39,12 @@ def check_raw(spec: DatasetSpec, raw: dict[str, pl.DataFrame]) -> dict[str, pl.D
     if missing := [t for t in ("observations", *(j.table for j in spec.joins)) if t not in raw]:
         raise ContractError("the reader gives no such tables", found=", ".join(raw), offenders=missing, fix=fix)
     tables = dict(raw)
-    tables["observations"] = validate("observations", raw["observations"], observations(spec.channel_names), fix)
+    dense = is_dense(raw["observations"])
+    if dense:
+        wide = len(raw["entities"]) if "entities" in raw else 0
+        tables["observations"] = validate_dense(raw["observations"], spec.channel_names, wide, fix)
+    else:
+        tables["observations"] = validate("observations", raw["observations"], observations(spec.channel_names), fix)
     if "entities" not in raw:
         tables["entities"] = raw["observations"].select(pl.col("entity").unique().sort())
     for column in ("lon", "lat"):
@@ -43,7 +64,7 @@ def check_raw(spec: DatasetSpec, raw: dict[str, pl.DataFrame]) -> dict[str, pl.D
         tables["edges"] = validate("edges", dated, Edges, fix)
     known = set(tables["entities"]["entity"])
     for name, columns in (("observations", ["entity"]), ("edges", ["source", "target"])):
-        if name in tables:
+        if name in tables and not (name == "observations" and dense):
             named = set(pl.concat([tables[name][c] for c in columns]).unique())
             if strangers := sorted(named - known):
                 raise ContractError(
@@ -60,20 +81,15 @@ def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFr
     """
     tables = check_raw(spec, raw)
     rule = spec.harmonize
-    rows, report = to_steps(tables["observations"], spec.channel_names, rule)
-    times = clock_of(rows, rule)
     entities = tables["entities"].with_columns(zone=pl.col("zone").fill_null(spec.zone)).with_row_index("index")
     names = entities["entity"].to_list()
-    values, observed = scatter(rows, times, names, spec.channel_names)
-    report["rows_outside_the_clock"] = len(
-        rows.filter((pl.col("time") < _stamp(times[0])) | (pl.col("time") > _stamp(times[-1])))
-    )
+    gathered = dense_signal if is_dense(tables["observations"]) else long_signal
+    times, values, observed, seen, report = gathered(tables.pop("observations"), names, spec.channel_names, rule)
     # A row that says nothing about a channel leaves it unobserved; a step without any row holds its `absent` value.
-    _, seen = scatter(rows.select("entity", "time", row=1.0), times, names, ("row",))
     for k, channel in enumerate(spec.channels):
         if channel.absent is not None:
-            values[..., k][~seen[..., 0]] = channel.absent
-            observed[..., k] |= ~seen[..., 0]
+            values[..., k][~seen] = channel.absent
+            observed[..., k] |= ~seen
     masked = apply_channel_rules(values, observed, spec.channels)
     for k, channel in enumerate(spec.channels):
         if not observed[..., k].any():
@@ -104,7 +120,8 @@ def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFr
         "entity_hash": entity_hash(names),
         "observed_share": {c: float(observed[..., k].mean()) for k, c in enumerate(spec.channel_names)},
         "zero_share": {
-            c: float((values[..., k][observed[..., k]] == 0).mean()) for k, c in enumerate(spec.channel_names)
+            c: float(((values[..., k] == 0) & observed[..., k]).sum() / observed[..., k].sum())
+            for k, c in enumerate(spec.channel_names)
         },
         "report": report,
         "masked": masked,
@@ -116,6 +133,45 @@ def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFr
     )
     result.checks.extend(contract(spec, signal, result, parts))
     return result
+
+
+Gathered = tuple[NDArray[np.datetime64], NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_], dict[str, int]]
+
+
+def long_signal(rows: pl.DataFrame, names: list[str], channels: tuple[str, ...], rule: Harmonize) -> Gathered:
+    """Clock, values, mask, cells with a row (t, n) and report from rows (entity, time, channels)."""
+    rows, report = to_steps(rows, channels, rule)
+    times = clock_of(rows, rule)
+    values, observed = scatter(rows, times, names, channels)
+    report["rows_outside_the_clock"] = len(
+        rows.filter((pl.col("time") < _stamp(times[0])) | (pl.col("time") > _stamp(times[-1])))
+    )
+    _, seen = scatter(rows.select("entity", "time", row=1.0), times, names, ("row",))
+    return times, values, observed, seen[..., 0], report
+
+
+def dense_signal(rows: pl.DataFrame, names: list[str], channels: tuple[str, ...], rule: Harmonize) -> Gathered:
+    """The same from rows (time, a list per channel): nothing is sorted or looked up by entity."""
+    steps, report = to_dense_steps(rows, channels, rule)
+    times = clock_of(steps.select("time"), rule)
+    width = int(steps[channels[0]].list.len()[0])
+    index, off = np.divmod(times_of(steps["time"]).astype(np.int64) - times[0].astype(np.int64), step_us(rule.step))
+    inside = (index >= 0) & (index < len(times)) & (off == 0)
+    report["rows_outside_the_clock"] = int((~inside).sum()) * width
+    values = np.zeros((len(times), len(names), len(channels)), np.float32)
+    observed = np.zeros(values.shape, np.bool_)
+    seen = np.zeros(values.shape[:2], np.bool_)
+    seen[index[inside], :width] = True
+    for k, channel in enumerate(channels):
+        block = dense_values(steps, channel)
+        for i in range(0, len(block), ROWS_AT_ONCE):
+            rows_here = inside[i : i + ROWS_AT_ONCE]
+            part = block[i : i + ROWS_AT_ONCE][rows_here].astype(np.float32)
+            known = np.isfinite(part)
+            at = index[i : i + ROWS_AT_ONCE][rows_here]
+            values[at, :width, k] = np.where(known, part, 0)
+            observed[at, :width, k] = known
+    return times, values, observed, seen, report
 
 
 def _is_zone(name: str) -> bool:

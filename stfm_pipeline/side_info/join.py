@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
@@ -16,7 +18,7 @@ Times = NDArray[np.datetime64]
 
 
 def join_side_table(
-    table: pl.DataFrame, rule: Join, times: Times, entities: list[str], adjacency: NDArray[np.float64]
+    table: pl.DataFrame, rule: Join, times: Times, entities: list[str], adjacency: Any
 ) -> tuple[Values, Mask]:
     """Side values (t, n, k) and mask. For `past`, row t holds only what was known at the end of step t."""
     missing = [c for c in ("entity", "time", *rule.columns) if c not in table.columns]
@@ -67,15 +69,15 @@ def as_of(table: pl.DataFrame, rule: Join, times: Times, places: list[str]) -> t
 
 
 def along_edges(
-    values: Values, observed: Mask, places: list[str], entities: list[str], adjacency: NDArray[np.float64]
+    values: Values, observed: Mask, places: list[str], entities: list[str], adjacency: Any
 ) -> tuple[Values, Mask]:
     """Each entity's mean over the places it is linked to, weighted by edges either way; a place keeps its own value."""
     index = {e: i for i, e in enumerate(entities)}
     weights = np.zeros((len(entities), len(places)), np.float32)
-    both = adjacency + adjacency.T
+    both = (adjacency + adjacency.T).tocsc()
     for j, place in enumerate(places):
         if place in index:
-            weights[:, j] = both[:, index[place]]
+            weights[:, j] = both[:, [index[place]]].toarray().ravel()
     for j, place in enumerate(places):
         if place in index:
             weights[index[place]] = 0

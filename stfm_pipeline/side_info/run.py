@@ -21,35 +21,36 @@ def enrich(spec: DatasetSpec, raw: dict[str, pl.DataFrame], tables: dict[str, pl
     """Dense side signals `past` and `ahead` with scalers fitted on train, and a text per entity."""
     entities = tables["entities"]
     names = entities["entity"].to_list()
-    signal = Signal.from_frame(tables["signal"], names, spec.channel_names)
-    parts = parts_of(tables["split"], signal.times)
-    adjacency = adjacency_of(tables["edges"], names)
     out: dict[str, pl.DataFrame] = {}
     shares: dict[str, float] = {}
     dense: dict[str, list[str]] = {"signal": list(spec.channel_names)}
     leaks: dict[str, str] = {}
-    for side in ("past", "ahead"):
-        joins = [j for j in spec.joins if j.availability == side]
-        if not joins:
-            continue
-        found = [join_side_table(raw[j.table], j, signal.times, names, adjacency) for j in joins]
-        columns = [c for j in joins for c in j.columns]
-        block = Signal(
-            signal.times,
-            tuple(names),
-            tuple(columns),
-            np.concatenate([v for v, _ in found], axis=2),
-            np.concatenate([o for _, o in found], axis=2),
-        )
-        out[side] = block.to_frame()
-        out[f"{side}_scaler"] = scaler.fit(block, parts["train"], "entity")
-        dense[side] = columns
-        shares |= {c: float(block.observed[..., k].mean()) for k, c in enumerate(columns)}
-        for join, (values, observed) in zip(joins, found, strict=True):
-            if side == "past" and not _past_half_holds(
-                join, raw[join.table], signal, names, adjacency, values, observed
-            ):
-                leaks[join.table] = "rows after a step change what the step shows"
+    if spec.joins:
+        signal = Signal.from_frame(tables["signal"], names, spec.channel_names)
+        parts = parts_of(tables["split"], signal.times)
+        adjacency = adjacency_of(tables["edges"], names)
+        for side in ("past", "ahead"):
+            joins = [j for j in spec.joins if j.availability == side]
+            if not joins:
+                continue
+            found = [join_side_table(raw[j.table], j, signal.times, names, adjacency) for j in joins]
+            columns = [c for j in joins for c in j.columns]
+            block = Signal(
+                signal.times,
+                tuple(names),
+                tuple(columns),
+                np.concatenate([v for v, _ in found], axis=2),
+                np.concatenate([o for _, o in found], axis=2),
+            )
+            out[side] = block.to_frame()
+            out[f"{side}_scaler"] = scaler.fit(block, parts["train"], "entity")
+            dense[side] = columns
+            shares |= {c: float(block.observed[..., k].mean()) for k, c in enumerate(columns)}
+            for join, (values, observed) in zip(joins, found, strict=True):
+                if side == "past" and not _past_half_holds(
+                    join, raw[join.table], signal, names, adjacency, values, observed
+                ):
+                    leaks[join.table] = "rows after a step change what the step shows"
     texts = entities.select("entity", text=pl.col("text").fill_null(pl.format("Entity {}.", "entity")))
     facts: dict[str, Any] = {
         "dense": dense,
@@ -74,7 +75,7 @@ def _past_half_holds(
     table: pl.DataFrame,
     signal: Signal,
     names: list[str],
-    adjacency: NDArray[np.float64],
+    adjacency: Any,
     values: NDArray[np.float32],
     observed: NDArray[np.bool_],
 ) -> bool:

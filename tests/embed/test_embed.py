@@ -9,7 +9,9 @@ import pytest
 from fixtures.synthetic import make_spec, tables
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 
+from stfm_pipeline.embed import spatial
 from stfm_pipeline.embed.frequency import dominant_periods
 from stfm_pipeline.embed.run import embed
 from stfm_pipeline.embed.spatial import balanced_patches, laplacian_eigenvectors, normalized_coordinates
@@ -46,7 +48,7 @@ def test_holidays_of_the_right_country() -> None:
 def test_eigenvectors_solve_the_laplacian_and_have_a_fixed_sign() -> None:
     rng = np.random.default_rng(0)
     weights = rng.random((9, 9)) * (rng.random((9, 9)) < 0.5)
-    vectors = laplacian_eigenvectors(weights, 4)
+    vectors = laplacian_eigenvectors(csr_array(weights), 4)
     both = np.maximum(weights, weights.T)
     root = 1 / np.sqrt(both.sum(1))
     laplacian = np.eye(9) - root[:, None] * both * root[None]
@@ -54,7 +56,7 @@ def test_eigenvectors_solve_the_laplacian_and_have_a_fixed_sign() -> None:
     assert np.allclose(laplacian @ vectors, vectors * values, atol=1e-9)
     assert values == sorted(values)
     assert (vectors[np.abs(vectors).argmax(0), np.arange(4)] > 0).all()
-    assert (laplacian_eigenvectors(np.zeros((3, 3)), 2) == 0).all()
+    assert (laplacian_eigenvectors(csr_array(np.zeros((3, 3))), 2) == 0).all()
 
 
 def test_patches_of_a_grid_are_rectangles() -> None:
@@ -194,12 +196,12 @@ def test_entities_without_a_place_are_patched_along_their_edges() -> None:
 @given(st.integers(0, 50), st.integers(2, 12), st.integers(1, 15))
 def test_eigenvectors_are_orthonormal_and_short_of_entities_zero(seed: int, n: int, k: int) -> None:
     weights = np.random.default_rng(seed).random((n, n)) + 0.01
-    vectors = laplacian_eigenvectors(weights, k)
+    vectors = laplacian_eigenvectors(csr_array(weights), k)
     real = min(k, n - 1)
     assert vectors.shape == (n, k)
     assert np.allclose(vectors[:, :real].T @ vectors[:, :real], np.eye(real), atol=1e-9)
     assert (vectors[:, real:] == 0).all()
-    assert np.array_equal(vectors, laplacian_eigenvectors(weights.T.copy(), k)), "directions count alike"
+    assert np.array_equal(vectors, laplacian_eigenvectors(csr_array(weights.T.copy()), k)), "directions count alike"
 
 
 def test_periods_are_looked_for_in_the_training_part_and_gaps_do_not_pass_for_swings() -> None:
@@ -215,3 +217,32 @@ def test_periods_are_looked_for_in_the_training_part_and_gaps_do_not_pass_for_sw
     assert found["power"][0] > 0.5
     assert found["rank"].to_list() == [1, 2, 3]
     assert found["power"].is_sorted(descending=True)
+
+
+def test_a_large_sparse_graph_gets_the_eigenvectors_that_the_dense_way_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    n = 300
+    places = rng.random((n, 2))
+    far = np.linalg.norm(places[:, None] - places, axis=2)
+    weights = np.where(far < 0.13, np.exp(-far), 0)
+    np.fill_diagonal(weights, 0)
+    weights[-3:] = weights[:, -3:] = 0
+    weights[-1, -2] = 1.0
+    dense = laplacian_eigenvectors(csr_array(weights), 6)
+    monkeypatch.setattr(spatial, "DENSE", 0)
+    sparse = laplacian_eigenvectors(csr_array(weights), 6)
+    assert (dense != 0).any(axis=0).sum() >= 4
+    assert np.array_equal((dense != 0).any(axis=0), (sparse != 0).any(axis=0)), (
+        "repeated eigenvalues are left out alike"
+    )
+    assert np.allclose(dense, sparse, atol=1e-6)
+
+
+def test_patches_of_a_square_grid_are_equal_rectangles() -> None:
+    rows, columns = np.divmod(np.arange(64 * 64), 64)
+    patch = balanced_patches(np.stack([columns, rows], axis=1).astype(float), 16)
+    assert len(set(np.bincount(patch).tolist())) == 1
+    for code in np.unique(patch):
+        inside = patch == code
+        height, width = np.ptp(rows[inside]) + 1, np.ptp(columns[inside]) + 1
+        assert height * width == inside.sum()

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 from fixtures.synthetic import NAMES, START, make_spec, tables
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -16,7 +16,7 @@ from stfm_pipeline.errors import ContractError
 from stfm_pipeline.harmonize.run import harmonize
 from stfm_pipeline.harmonize.split import draw, parts_of
 from stfm_pipeline.stage import Result
-from stfm_pipeline.tables import Signal
+from stfm_pipeline.tables import Signal, dense_observations, long_observations
 
 
 def signal_of(result: Result) -> Signal:
@@ -351,3 +351,74 @@ def test_shares_cut_the_clock_into_parts_that_touch_and_leave_nothing_out(t: int
 
 def stamp(time: np.datetime64) -> datetime:
     return time.astype(datetime).replace(tzinfo=UTC)
+
+
+def _both(times: list[datetime], values: np.ndarray) -> tuple[dict[str, pl.DataFrame], dict[str, pl.DataFrame]]:
+    """The same observations of two channels, dense and long; `values` (t, n, c)."""
+    stamps = pl.Series("time", times).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    names = [f"s{i}" for i in range(values.shape[1])]
+    # One entity more than the source has columns: nothing of it was observed.
+    entities = pl.DataFrame({"entity": [*names, "silent"]})
+    dense = dense_observations(stamps, {"count": values[..., 0], "level": values[..., 1]})
+    return (
+        {"observations": dense, "entities": entities},
+        {"observations": long_observations(dense, names), "entities": entities},
+    )
+
+
+@given(st.data())
+@settings(max_examples=30, deadline=None)
+def test_dense_observations_give_what_the_same_long_rows_give(data: st.DataObject) -> None:
+    seed, rule = data.draw(st.integers(0, 10_000)), data.draw(st.sampled_from(["first", "last", "mean"]))
+    rng = np.random.default_rng(seed)
+    hours = rng.permutation(np.sort(rng.choice(400, size=300, replace=bool(seed % 2))))
+    if seed % 3 == 0:
+        hours = np.sort(hours)
+    hours = np.append(hours, [0, 399])
+    values = rng.normal(0, 5, (len(hours), 3, 2)).round(2)
+    values[rng.random(values.shape) < 0.2] = np.nan
+    values[..., 1][rng.random(values.shape[:2]) < 0.1] = -99
+    times = [
+        START + timedelta(hours=int(h), minutes=int(m))
+        for h, m in zip(hours, rng.integers(0, 60, len(hours)), strict=True)
+    ]
+    spec = make_spec(harmonize=Harmonize(step="1h", duplicates=rule), joins=(), facts=Facts())
+    dense, long = (harmonize(spec, raw) for raw in _both(times, values))
+    assert dense.facts == long.facts
+    for name in dense.tables:
+        if name == "signal" and rule == "mean":
+            ours, theirs = (
+                Signal.from_frame(r.tables[name], ["s0", "s1", "s2", "silent"], spec.channel_names)
+                for r in (dense, long)
+            )
+            assert np.array_equal(ours.observed, theirs.observed)
+            assert np.allclose(ours.values, theirs.values, rtol=1e-6)
+        elif name != "scaler" or rule != "mean":
+            assert dense.tables[name].equals(long.tables[name]), name
+
+
+def test_dense_rows_of_one_step_are_an_error_unless_a_rule_says_otherwise() -> None:
+    times = [START, START + timedelta(minutes=10), *(START + timedelta(hours=h) for h in range(1, 300))]
+    for raw in _both(times, np.ones((301, 3, 2))):
+        with pytest.raises(ContractError, match=r"6 rows share an entity and a step of 1h[\s\S]*2023-02-20 00:00:00"):
+            harmonize(make_spec(joins=(), facts=Facts()), raw)
+
+
+def test_dense_lists_that_do_not_fit_the_entities_are_refused() -> None:
+    dense, _ = _both([START + timedelta(hours=h) for h in range(300)], np.ones((300, 3, 2)))
+    spec = make_spec(joins=(), facts=Facts())
+    with pytest.raises(ContractError, match=r"one value per entity[\s\S]*at most 2"):
+        harmonize(spec, dense | {"entities": dense["entities"].head(2)})
+    with pytest.raises(ContractError, match="columns are missing"):
+        harmonize(spec, dense | {"observations": dense["observations"].drop("level")})
+    naive = dense["observations"].with_columns(pl.col("time").dt.replace_time_zone(None))
+    with pytest.raises(ContractError, match="times carry no time zone"):
+        harmonize(spec, dense | {"observations": naive})
+
+
+def test_single_precision_is_kept_only_where_it_loses_nothing() -> None:
+    stamps = pl.Series("time", [START]).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    exact, fine = np.array([[0.5, np.nan]]), np.array([[0.1, 2.0]])
+    kept = dense_observations(stamps, {"a": exact, "b": fine, "c": np.array([[2**24 + 1, 1]])})
+    assert [kept.schema[c] for c in "abc"] == [pl.List(pl.Float32), pl.List(pl.Float64), pl.List(pl.Float64)]
+    assert kept["b"][0][0] == 0.1

@@ -8,6 +8,7 @@ import pytest
 from fixtures.synthetic import START, make_spec, tables
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 
 from stfm_pipeline.datasets.spec import Join
 from stfm_pipeline.errors import ContractError
@@ -53,7 +54,7 @@ def test_edges_carry_the_weighted_mean_and_a_station_keeps_its_own() -> None:
     side = pl.concat([table([0], [10.0], "a"), table([0], [40.0], "b")])
     adjacency = np.zeros((4, 4))
     adjacency[0, 2], adjacency[2, 1], adjacency[0, 1] = 1.0, 2.0, 5.0
-    found, mask = join_side_table(side, past(via="edges"), TIMES[:2], ["a", "b", "c", "far"], adjacency)
+    found, mask = join_side_table(side, past(via="edges"), TIMES[:2], ["a", "b", "c", "far"], csr_array(adjacency))
     assert found[0, :, 0].tolist() == pytest.approx([10, 40, 30, 0])
     assert mask[0, :, 0].tolist() == [True, True, True, False]
 
@@ -130,7 +131,9 @@ def test_along_edges_only_stations_with_a_value_share_the_weight() -> None:
     side = pl.concat([table([0, 1], [10.0, 20.0], "a"), table([0], [40.0], "b")])
     adjacency = np.zeros((3, 3))
     adjacency[2, 0], adjacency[2, 1] = 1.0, 3.0
-    found, mask = join_side_table(side, past(via="edges", tolerance=None), TIMES[:2], ["a", "b", "c"], adjacency)
+    found, mask = join_side_table(
+        side, past(via="edges", tolerance=None), TIMES[:2], ["a", "b", "c"], csr_array(adjacency)
+    )
     assert found[:, 2, 0].tolist() == pytest.approx([(10 + 3 * 40) / 4, 20])
     assert mask[:, :, 0].tolist() == [[True, True, True], [True, False, True]]
 

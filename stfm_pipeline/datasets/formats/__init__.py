@@ -14,6 +14,8 @@ from stfm_pipeline.datasets.formats.edges import Distances, EdgeList, Matrix
 from stfm_pipeline.datasets.formats.libcity import LibCity
 from stfm_pipeline.datasets.formats.places import Places
 from stfm_pipeline.datasets.formats.series import Long, Nixtla, Tensor, Wide
+from stfm_pipeline.errors import ContractError
+from stfm_pipeline.tables import is_dense
 
 Plain = Annotated[
     Wide | Tensor | Long | Nixtla | LibCity | Places | Matrix | Distances | EdgeList | Canonical | Inline,
@@ -54,8 +56,22 @@ def read_tables(tables: dict[str, Table], files: dict[str, Path], scene: Scene) 
         if not table.ready(files):
             continue
         out[name] = table.read(name, files, scene)
-        if name == "observations" and not scene.entities:
+        if name == "observations" and not scene.entities and "entity" in out[name].columns:
             scene.entities.extend(out[name]["entity"].unique(maintain_order=True).drop_nulls().cast(pl.String))
     if "entities" not in out:
         out["entities"] = pl.DataFrame({"entity": scene.entities}, schema={"entity": pl.String})
+    elif "observations" in out and is_dense(out["observations"]):
+        out["entities"] = _in_order(out["entities"], scene.entities)
     return out
+
+
+def _in_order(entities: pl.DataFrame, order: list[str]) -> pl.DataFrame:
+    """Entities with those that dense observations are about first, in their order."""
+    named = set(entities["entity"])
+    if strangers := [e for e in order if e not in named]:
+        raise ContractError(
+            "observations name entities that the entities table lacks", offenders=strangers, fix="add their rows"
+        )
+    place = {e: i for i, e in enumerate(order)}
+    rank = pl.col("entity").replace_strict(place, default=len(order), return_dtype=pl.Int64)
+    return entities.sort(rank, maintain_order=True)

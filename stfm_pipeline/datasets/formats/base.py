@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from stfm_pipeline.errors import ContractError, SourceError
-from stfm_pipeline.tables import step_us, to_utc
+from stfm_pipeline.tables import dense_observations, step_us, to_utc
 
 NULLS = ("", "NA", "NaN", "nan", "null", "NULL", "None")
 PICKLES = (".pkl", ".pickle", ".pk")
@@ -180,14 +180,44 @@ def clock(start: datetime, step: str, count: int, zone: str, weekends: bool = Tr
     return working.to_frame("time").select(to_utc(pl.col("time"), zone))["time"]
 
 
-def melt(times: pl.Series, entities: Sequence[str], channels: dict[str, NDArray[Any]]) -> pl.DataFrame:
-    """Dense (t, n) arrays per channel as long rows, time-major."""
-    t, n = len(times), len(entities)
-    names = pl.Series(list(entities), dtype=pl.String)
-    return pl.DataFrame(
-        {
-            "entity": names.gather(np.tile(np.arange(n, dtype=np.uint32), t)),
-            "time": times.gather(np.repeat(np.arange(t, dtype=np.uint32), n)),
-            **{c: np.ascontiguousarray(v, dtype=np.float64).reshape(-1) for c, v in channels.items()},
-        }
-    )
+@dataclass(frozen=True)
+class Block:
+    """What one file of a dense source holds: UTC times (t,), names (n,), values (t, n)."""
+
+    times: pl.Series
+    entities: list[str]
+    values: NDArray[Any]
+
+
+def assemble(blocks: dict[str, list[Block]], scene: Scene) -> pl.DataFrame:
+    """Dense raw observations from the blocks of each channel; entities and times that a block lacks are unobserved."""
+    for block in (b for part in blocks.values() for b in part):
+        known = set(scene.entities)
+        scene.entities.extend(e for e in block.entities if e not in known)
+    stacked = {c: [_onto(b, scene.entities) for b in part] for c, part in blocks.items()}
+    times = {c: pl.concat([b.times for b in part]) for c, part in blocks.items()}
+    values = {c: part[0] if len(part) == 1 else np.concatenate(part) for c, part in stacked.items()}
+    first = next(iter(times.values()))
+    if all(t.equals(first) for t in times.values()):
+        return dense_observations(first, values)
+    union = pl.concat(list(times.values())).unique().sort()
+    out = {}
+    for channel, own in times.items():
+        if own.is_duplicated().any():
+            raise ContractError(
+                f"channel '{channel}' has two rows of one time, and the channels' times differ",
+                offenders=own.filter(own.is_duplicated()).head(6).to_list(),
+                fix="remove the second row",
+            )
+        out[channel] = np.full((len(union), len(scene.entities)), np.nan, np.float64)
+        out[channel][union.search_sorted(own).to_numpy()] = values[channel]
+    return dense_observations(union, out)
+
+
+def _onto(block: Block, entities: Sequence[str]) -> NDArray[Any]:
+    if block.entities == list(entities):
+        return block.values
+    place = {e: i for i, e in enumerate(entities)}
+    out = np.full((len(block.values), len(entities)), np.nan, np.float64)
+    out[:, [place[e] for e in block.entities]] = block.values
+    return out

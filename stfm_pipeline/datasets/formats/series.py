@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from stfm_pipeline.datasets.formats.base import Form, FrameFiles, Scene, clock, dated, melt, open_frame, pick
+from stfm_pipeline.datasets.formats.base import Block, Form, FrameFiles, Scene, assemble, clock, dated, open_frame, pick
 from stfm_pipeline.datasets.formats.hdf import is_hdf, read_pandas_hdf
 from stfm_pipeline.errors import ContractError, SourceError
 
@@ -51,20 +51,10 @@ class Wide(_Dated):
 
     def read(self, table: str, files: dict[str, Path], scene: Scene) -> pl.DataFrame:
         wanted = self.files or {scene.channels[0]: self.file or ()}
-        long: pl.DataFrame | None = None
-        for channel, names in wanted.items():
-            parts = [self._dense(table, files[n], scene) for n in ([names] if isinstance(names, str) else names)]
-            found = pl.concat([melt(times, entities, {channel: values}) for times, entities, values in parts])
-            for _, entities, _ in parts:
-                scene.entities.extend(e for e in entities if e not in set(scene.entities))
-            if long is None:
-                long = found
-            else:
-                long = long.join(found, on=["entity", "time"], how="full", coalesce=True, maintain_order="left_right")
-        assert long is not None
-        return long
+        named = {c: (names,) if isinstance(names, str) else names for c, names in wanted.items()}
+        return assemble({c: [self._dense(table, files[n], scene) for n in names] for c, names in named.items()}, scene)
 
-    def _dense(self, table: str, path: Path, scene: Scene) -> tuple[pl.Series, list[str], NDArray[Any]]:
+    def _dense(self, table: str, path: Path, scene: Scene) -> Block:
         if is_hdf(path):
             times, entities, values = read_pandas_hdf(path, self.key)
         else:
@@ -76,8 +66,9 @@ class Wide(_Dated):
                     expected="a column of times (`time`), or the first row's time (`start`)",
                     fix=f"add `time:` or `start:` to tables.{table}",
                 )
-            return clock(self.start, scene.step, len(values), scene.zone, self.weekends), entities, values
-        return dated(table, path, times, scene.zone, self.time_format, "keep"), entities, values
+            found = clock(self.start, scene.step, len(values), scene.zone, self.weekends)
+            return Block(found, entities, values)
+        return Block(dated(table, path, times, scene.zone, self.time_format, "keep"), entities, values)
 
     def _text(self, table: str, path: Path) -> tuple[pl.Series | None, list[str], NDArray[Any]]:
         frame = open_frame(path, self.separator, self.header)
@@ -134,8 +125,7 @@ class Tensor(_Dated):
                     expected=f"{array.shape[1]} names",
                     found=f"{len(names)}",
                 )
-        scene.entities.extend(names)
-        return melt(times, names, {c: array[:, :, i] for c, i in wanted.items()})
+        return assemble({c: [Block(times, names, array[:, :, i])] for c, i in wanted.items()}, scene)
 
 
 def load_array(path: Path, key: str | None = None) -> NDArray[Any]:
