@@ -10,7 +10,7 @@ Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
 PASSES = 3
-LEAST_FREE = 0.2
+LEAST_FREE = 1 / 3
 BLOCK_CELLS = 4_000_000
 
 
@@ -31,8 +31,9 @@ def strengths(
 
     Additive decomposition X = T + S + R over observed cells only: S is the mean of each phase, T a centred moving mean
     one season long of what S leaves. Each is fitted to what the other leaves, three times over, so that gaps and the
-    ends of the series do not turn season into trend. Variances count the degrees of freedom that S and T take, so that
-    noise scores about 0 however few seasons there are and however sparsely they are observed.
+    ends of the series do not turn season into trend. Var(S + R) is unbiased: what T and S can bend of the remainder is
+    counted for the remainder alone, so that noise scores about 0 and a season its share of the variance however few
+    seasons there are, however sparsely observed.
     """
     t, n, c = values.shape
     phase = np.arange(t) % period if phase is None else np.asarray(phase)
@@ -62,22 +63,21 @@ def _strengths(values: Values, mask: Mask, period: int, phase: NDArray[np.intege
     bends = (weight / np.maximum(seen, 1)).sum(axis=0)
     free = count - phases - bends
     remainder = (rest**2).sum(axis=0) / np.maximum(free, 1)
-    season_sum, trend_sum = (_sum_of_squares(rest + weight * part, weight, count) for part in (season, trend))
     size = (x**2).sum(axis=0)
     # What is left of a constant by rounding is not variation.
     known = (count >= 2 * period) & (free > LEAST_FREE * count) & (size > 1e-12 * np.maximum(count, 1))
     out = []
-    for whole, used in ((season_sum, count - bends), (trend_sum, count - phases)):
-        spread = whole / np.maximum(used, 1)
-        negligible = whole <= 1e-10 * size
+    for part, other in ((season, bends), (trend, phases)):
+        # The sum holds the component's own variance in full, the remainder's less what the other component bends.
+        own = (_sum_of_squares(part + rest, weight, count) - (count - other) * remainder) / np.maximum(count, 1)
+        own = np.where(own > 1e-10 * size / np.maximum(count, 1), own, 0)
         with np.errstate(divide="ignore", invalid="ignore"):
-            share = np.where(negligible, 0.0, 1 - remainder / spread)
-        out.append(np.where(known, np.clip(share, 0, 1), np.nan))
+            out.append(np.where(known, np.where(own > 0, own / (own + remainder), 0.0), np.nan))
     return out[0], out[1]
 
 
 def _sum_of_squares(x: Floats, weight: Floats, count: Floats) -> Floats:
-    mean = x.sum(axis=0) / np.maximum(count, 1)
+    mean = (weight * x).sum(axis=0) / np.maximum(count, 1)
     return np.asarray((weight * (x - mean) ** 2).sum(axis=0))
 
 

@@ -32,10 +32,21 @@ def test_a_pure_season_is_1_and_noise_is_0() -> None:
     assert seasonal_strength(white[: 2 * PERIOD], np.ones((2 * PERIOD, 100, 2), bool), PERIOD).mean() < 0.15
 
 
-def test_equal_variance_of_season_and_noise_is_a_half() -> None:
-    mixed = WAVE[:, None] * np.sqrt(2) + noise(50)
-    found = seasonal_strength(mixed[:, :, None], np.ones((T, 50, 1), bool), PERIOD)
-    assert found.mean() == pytest.approx(0.5, abs=0.02)
+@pytest.mark.parametrize("seasons", [4, 60])
+@pytest.mark.parametrize("share", [1.0, 0.6])
+def test_equal_variance_of_season_and_noise_is_a_half(seasons: int, share: float) -> None:
+    t = seasons * PERIOD
+    mixed = (WAVE[:t, None] * np.sqrt(2) + noise(300)[:t])[:, :, None]
+    found = seasonal_strength(mixed, np.random.default_rng(3).random(mixed.shape) < share, PERIOD)
+    assert np.nanmean(found) == pytest.approx(0.5, abs=0.02)
+    assert np.isfinite(found).mean() > 0.95
+
+
+def test_a_line_in_noise_has_the_trend_of_its_variance() -> None:
+    line = np.linspace(-5, 5, 4 * PERIOD)[:, None]
+    mixed = (line + noise(300)[: 4 * PERIOD])[:, :, None]
+    trend = strengths(mixed, np.ones_like(mixed, np.bool_), PERIOD)[1]
+    assert trend.mean() == pytest.approx(line.var() / (line.var() + 1), abs=0.02)
 
 
 def test_gaps_change_neither_a_season_nor_noise() -> None:
