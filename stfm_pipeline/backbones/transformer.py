@@ -6,6 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stfm_pipeline.backbones.dropout import Dropout
+
 
 class TokenBatchNorm(nn.BatchNorm1d):
     """Batch norm over all tokens, which suits series better than layer norm (Zerveas et al., KDD 2021)."""
@@ -22,9 +24,9 @@ class EncoderLayer(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.feed = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width))
+        self.feed = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), Dropout(dropout), nn.Linear(hidden, width))
         self.norms = nn.ModuleList(TokenBatchNorm(width) for _ in range(2))
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "s l d"]) -> Float[Tensor, "s l d"]:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from stfm_pipeline.backbones.dropout import Dropout
 from stfm_pipeline.backbones.norm import masked_moments
 from stfm_pipeline.backbones.transformer import EncoderLayer
 from stfm_pipeline.systems.spec import System, Training
@@ -38,7 +39,7 @@ class PatchTST(nn.Module):
         count = (problem.look_back - self.patch) // self.stride + 2
         self.embed = nn.Linear(self.patch, width)
         self.position = nn.Parameter(nn.init.uniform_(self.embed.weight.new_empty(count, width), -0.02, 0.02))
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         self.layers = nn.Sequential(*(EncoderLayer(width, heads, hidden, dropout) for _ in range(layers)))
         self.head = nn.Linear(count * width, problem.horizon)
 

@@ -14,13 +14,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Training:
-    """Gradient training. The survey's defaults (batch 32, learning rate 1e-4, AdamW) where a system states none."""
+    """Gradient training. The survey's defaults (batch 32, learning rate 1e-4, AdamW) where a system states none.
+
+    `precision` is that of the training steps where the device runs it natively; say bf16 only where it was measured
+    to help.
+    """
 
     learning_rate: float = 1e-4
     batch_size: int = 32
     weight_decay: float = 1e-4
     clip: float = 5.0
     side_dropout: float = 0.1
+    precision: Literal["fp32", "bf16"] = "fp32"
 
 
 @dataclass(frozen=True)
