@@ -157,6 +157,22 @@ class Lake:
             start += len(frame)
         return pl.concat(kept) if kept else pl.DataFrame(schema=columns)
 
+    def rows(
+        self, stage: Stage, table: str, columns: list[str], start: int, stop: int, at_once: int = 512
+    ) -> Iterator[tuple[Any, pl.DataFrame]]:
+        """Rows `start` to `stop` (exclusive), a few at a time, with the number of each; the rest is passed over."""
+        import pyarrow.dataset as ds
+
+        source = self._table(self._path(stage.dataset, stage.name, table), stage.tables[table]).to_pyarrow_dataset()
+        within = (ds.field(ROW) >= start) & (ds.field(ROW) < stop)
+        for batch in source.to_batches(
+            columns=[*columns, ROW], filter=within, batch_size=at_once, batch_readahead=1, fragment_readahead=1
+        ):
+            frame = pl.from_arrow(batch)
+            assert isinstance(frame, pl.DataFrame)
+            if len(frame):
+                yield frame[ROW].to_numpy().astype(np.int64), frame.drop(ROW)
+
     def _table(self, path: str, version: int | None = None) -> Any:
         from deltalake import DeltaTable
 
