@@ -17,6 +17,7 @@ from stfm_pipeline.errors import MAX_OFFENDERS, ContractError
 
 UTC = pl.Datetime("us", "UTC")
 ROWS_AT_ONCE = 512
+CELLS_AT_ONCE = 1 << 18
 _UNITS_US = {"s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
 
 
@@ -26,6 +27,12 @@ def step_us(step: str, zero: bool = False) -> int:
     if not match or (int(match[1]) == 0 and not zero):
         raise ContractError("not a step length", expected="a number and s, m, h or d, e.g. '1h'", found=repr(step))
     return int(match[1]) * _UNITS_US[match[2]]
+
+
+def stretches(rows: int, width: int) -> list[slice]:
+    """Rows of a wide table in stretches that stay in the processor's cache."""
+    height = max(1, CELLS_AT_ONCE // max(width, 1))
+    return [slice(i, min(i + height, rows)) for i in range(0, rows, height)]
 
 
 @dataclass(frozen=True)
@@ -54,16 +61,24 @@ def is_dense(observations: pl.DataFrame) -> bool:
     return "entity" not in observations.columns and "time" in observations.columns
 
 
-def dense_observations(times: pl.Series, channels: dict[str, NDArray[Any]]) -> pl.DataFrame:
-    """Raw observations of a source that is dense itself: `time` and per channel a list over entities, NaN unobserved.
+def dense_observations(
+    times: pl.Series, channels: dict[str, NDArray[Any]], seen: NDArray[np.bool_] | None = None
+) -> pl.DataFrame:
+    """Raw observations of a source that is dense itself: `time` and per channel a list over entities.
 
-    Arrays are (t, n). Double precision is kept only where single precision would lose something.
+    Arrays are (t, n). NaN is a value that was not observed, null a cell of which the source has no row (`seen` false).
+    Double precision is kept only where single precision would lose something.
     """
+    import pyarrow as pa
+
+    holes = None if seen is None or seen.all() else pa.py_buffer(np.packbits(seen, bitorder="little").data)
     lists = {}
     for channel, values in channels.items():
         kept = _lossless(values)
-        inner = pl.Float32 if kept.dtype == np.float32 else pl.Float64
-        lists[channel] = pl.Series(kept).cast(pl.List(inner))
+        t, n = kept.shape
+        kind = pa.float32() if kept.dtype == np.float32 else pa.float64()
+        cells = pa.Array.from_buffers(kind, t * n, [holes, pa.py_buffer(kept.reshape(-1).data)])
+        lists[channel] = pl.Series(pa.LargeListArray.from_arrays(np.arange(t + 1, dtype=np.int64) * n, cells))
     return pl.DataFrame({"time": times, **lists})
 
 
@@ -71,20 +86,33 @@ def _lossless(values: NDArray[Any]) -> NDArray[Any]:
     if values.dtype == np.float32:
         return np.ascontiguousarray(values)
     narrow = np.empty(values.shape, np.float32)
-    for i in range(0, len(values), ROWS_AT_ONCE):
-        block = values[i : i + ROWS_AT_ONCE]
+    for part in stretches(len(values), values.shape[1]):
+        block = values[part]
         with np.errstate(over="ignore"):
-            narrow[i : i + len(block)] = block
-        if not np.array_equal(narrow[i : i + len(block)], block, equal_nan=values.dtype.kind == "f"):
+            narrow[part] = block
+        same = narrow[part] == block
+        if not same.all() and not (same | (block != block)).all():
             return np.ascontiguousarray(values, np.float64)
     return narrow
 
 
 def dense_values(observations: pl.DataFrame, channel: str) -> NDArray[Any]:
-    """A channel of dense raw observations as (t, n)."""
+    """A channel of dense raw observations as (t, n), NaN where there is no value."""
     column = observations[channel]
     width = int(column.list.len()[0]) if len(column) else 0
     return np.asarray(column.list.to_array(width).to_numpy())
+
+
+def dense_rows(observations: pl.DataFrame) -> NDArray[np.bool_] | None:
+    """Cells (t, n) of which the source has a row: of any channel that is not null. None means all."""
+    seen = None
+    for column in (observations[c] for c in observations.columns if c != "time"):
+        cells = column.explode(empty_as_null=False)
+        if not cells.null_count():
+            return None
+        known = cells.is_not_null().to_numpy().reshape(len(column), -1)
+        seen = known if seen is None else seen | known
+    return None if seen is None or seen.all() else seen
 
 
 def long_observations(observations: pl.DataFrame, entities: Sequence[str]) -> pl.DataFrame:
@@ -94,11 +122,13 @@ def long_observations(observations: pl.DataFrame, entities: Sequence[str]) -> pl
     channels = [c for c in observations.columns if c != "time"]
     blocks = {c: dense_values(observations, c) for c in channels}
     t, n = next(iter(blocks.values())).shape
+    seen = dense_rows(observations)
+    cells = np.arange(t * n) if seen is None else np.flatnonzero(seen)
     return pl.DataFrame(
         {
-            "entity": pl.Series(list(entities)[:n], dtype=pl.String).gather(np.tile(np.arange(n, dtype=np.uint32), t)),
-            "time": observations["time"].gather(np.repeat(np.arange(t, dtype=np.uint32), n)),
-            **{c: v.astype(np.float64).reshape(-1) for c, v in blocks.items()},
+            "entity": pl.Series(list(entities)[:n], dtype=pl.String).gather((cells % max(n, 1)).astype(np.uint32)),
+            "time": observations["time"].gather((cells // max(n, 1)).astype(np.uint32)),
+            **{c: pl.Series(v.astype(np.float64).reshape(-1)[cells]).fill_nan(None) for c, v in blocks.items()},
         }
     )
 

@@ -15,23 +15,30 @@ Mask = NDArray[np.bool_]
 MAD_TO_SIGMA = 1.4826
 
 
-def apply_channel_rules(values: Values, observed: Mask, channels: tuple[Channel, ...]) -> dict[str, dict[str, int]]:
-    """Mask codes and out-of-range values in place, per channel of (t, n, c); returns the counts."""
-    report: dict[str, dict[str, int]] = {}
-    for k, channel in enumerate(channels):
-        v, o = values[..., k], observed[..., k]
-        before = int(o.sum())
-        for code in channel.missing:
-            o &= v != np.asarray(code, v.dtype)
-        coded = before - int(o.sum())
-        if channel.minimum is not None:
-            o &= v >= channel.minimum
-        if channel.maximum is not None:
-            o &= v <= channel.maximum
-        outside = before - coded - int(o.sum())
-        report[channel.name] = {"values": before, "missing_code": coded, "out_of_range": outside}
-    values[~observed] = 0
-    return report
+def observed_values(
+    values: NDArray[np.floating], channel: Channel, counts: dict[str, int], inside: Mask
+) -> tuple[Values, Mask]:
+    """Values (t, ...) in the single precision of the signal, and which are observed: finite, no missing code, in range.
+
+    Only rows `inside` (t,) count, and are observed; what was masked and why is added to `counts`.
+    """
+    with np.errstate(over="ignore"):
+        single = values.astype(np.float32, copy=False)
+    known = np.isfinite(single)
+    if not inside.all():
+        known[~inside] = False
+    found = int(np.count_nonzero(known))
+    counts["values"] += found
+    for code in channel.missing:
+        known &= single != np.float32(code)
+    left = int(np.count_nonzero(known)) if channel.missing else found
+    counts["missing_code"] += found - left
+    if channel.minimum is not None:
+        known &= single >= np.float32(channel.minimum)
+    if channel.maximum is not None:
+        known &= single <= np.float32(channel.maximum)
+    counts["out_of_range"] += left - int(np.count_nonzero(known))
+    return single, known
 
 
 def mask_outliers(values: Values, observed: Mask, rule: Outliers, train: slice) -> NDArray[np.int64]:

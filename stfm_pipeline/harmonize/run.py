@@ -7,27 +7,22 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
-from stfm_pipeline.datasets.spec import DatasetSpec, Harmonize
+from stfm_pipeline.datasets.spec import DatasetSpec
 from stfm_pipeline.errors import ContractError
 from stfm_pipeline.harmonize import scaler, split
-from stfm_pipeline.harmonize.clock import clock_of, to_dense_steps, to_steps
-from stfm_pipeline.harmonize.mask import apply_channel_rules, mask_outliers
+from stfm_pipeline.harmonize.gather import gather
+from stfm_pipeline.harmonize.mask import mask_outliers
 from stfm_pipeline.stage import Result
 from stfm_pipeline.tables import (
-    ROWS_AT_ONCE,
     Check,
     Edges,
     Entities,
     Signal,
-    dense_values,
     entity_hash,
     is_dense,
     observations,
-    scatter,
     step_us,
-    times_of,
     validate,
     validate_dense,
 )
@@ -83,14 +78,13 @@ def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFr
     rule = spec.harmonize
     entities = tables["entities"].with_columns(zone=pl.col("zone").fill_null(spec.zone)).with_row_index("index")
     names = entities["entity"].to_list()
-    gathered = dense_signal if is_dense(tables["observations"]) else long_signal
-    times, values, observed, seen, report = gathered(tables.pop("observations"), names, spec.channel_names, rule)
+    found = gather(tables.pop("observations"), names, spec.channels, rule)
+    times, values, observed, masked = found.times, found.values, found.observed, found.masked
     # A row that says nothing about a channel leaves it unobserved; a step without any row holds its `absent` value.
     for k, channel in enumerate(spec.channels):
         if channel.absent is not None:
-            values[..., k][~seen] = channel.absent
-            observed[..., k] |= ~seen
-    masked = apply_channel_rules(values, observed, spec.channels)
+            values[..., k][~found.seen] = channel.absent
+            observed[..., k] |= ~found.seen
     for k, channel in enumerate(spec.channels):
         if not observed[..., k].any():
             raise ContractError(
@@ -123,7 +117,7 @@ def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFr
             c: float(((values[..., k] == 0) & observed[..., k]).sum() / observed[..., k].sum())
             for k, c in enumerate(spec.channel_names)
         },
-        "report": report,
+        "report": found.report,
         "masked": masked,
         "dense": {"signal": list(spec.channel_names)},
         "parts": {p: [s.start, s.stop] for p, s in parts.items()},
@@ -135,55 +129,12 @@ def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFr
     return result
 
 
-Gathered = tuple[NDArray[np.datetime64], NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_], dict[str, int]]
-
-
-def long_signal(rows: pl.DataFrame, names: list[str], channels: tuple[str, ...], rule: Harmonize) -> Gathered:
-    """Clock, values, mask, cells with a row (t, n) and report from rows (entity, time, channels)."""
-    rows, report = to_steps(rows, channels, rule)
-    times = clock_of(rows, rule)
-    values, observed = scatter(rows, times, names, channels)
-    report["rows_outside_the_clock"] = len(
-        rows.filter((pl.col("time") < _stamp(times[0])) | (pl.col("time") > _stamp(times[-1])))
-    )
-    _, seen = scatter(rows.select("entity", "time", row=1.0), times, names, ("row",))
-    return times, values, observed, seen[..., 0], report
-
-
-def dense_signal(rows: pl.DataFrame, names: list[str], channels: tuple[str, ...], rule: Harmonize) -> Gathered:
-    """The same from rows (time, a list per channel): nothing is sorted or looked up by entity."""
-    steps, report = to_dense_steps(rows, channels, rule)
-    times = clock_of(steps.select("time"), rule)
-    width = int(steps[channels[0]].list.len()[0])
-    index, off = np.divmod(times_of(steps["time"]).astype(np.int64) - times[0].astype(np.int64), step_us(rule.step))
-    inside = (index >= 0) & (index < len(times)) & (off == 0)
-    report["rows_outside_the_clock"] = int((~inside).sum()) * width
-    values = np.zeros((len(times), len(names), len(channels)), np.float32)
-    observed = np.zeros(values.shape, np.bool_)
-    seen = np.zeros(values.shape[:2], np.bool_)
-    seen[index[inside], :width] = True
-    for k, channel in enumerate(channels):
-        block = dense_values(steps, channel)
-        for i in range(0, len(block), ROWS_AT_ONCE):
-            rows_here = inside[i : i + ROWS_AT_ONCE]
-            part = block[i : i + ROWS_AT_ONCE][rows_here].astype(np.float32)
-            known = np.isfinite(part)
-            at = index[i : i + ROWS_AT_ONCE][rows_here]
-            values[at, :width, k] = np.where(known, part, 0)
-            observed[at, :width, k] = known
-    return times, values, observed, seen, report
-
-
 def _is_zone(name: str) -> bool:
     try:
         ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         return False
     return True
-
-
-def _stamp(moment: np.datetime64) -> pl.Expr:
-    return pl.lit(moment.astype(np.int64)).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
 
 
 def training_edges(edges: pl.DataFrame | None, table: pl.DataFrame) -> pl.DataFrame:

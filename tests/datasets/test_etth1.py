@@ -10,7 +10,7 @@ import pytest
 from stfm_pipeline.datasets.catalog import get_dataset
 from stfm_pipeline.errors import ContractError
 from stfm_pipeline.harmonize.run import harmonize
-from stfm_pipeline.tables import Signal
+from stfm_pipeline.tables import Signal, long_observations
 
 ETTH1 = get_dataset("etth1")
 COLUMNS = ETTH1.spec.channel_names
@@ -29,7 +29,7 @@ def test_the_file_is_read_in_the_zone_of_the_station(tmp_path: Path) -> None:
     path = tmp_path / "ETTh1.csv"
     cells = write_csv(path, 30)
     raw = ETTH1.read({"ETTh1.csv": path})
-    rows = raw["observations"]
+    rows = long_observations(raw["observations"], raw["entities"]["entity"].to_list())
     assert rows.columns == ["entity", "time", *COLUMNS]
     assert rows["time"][0] == datetime(2016, 6, 30, 16, tzinfo=UTC)
     assert rows["time"][29] - rows["time"][0] == timedelta(hours=29)

@@ -46,22 +46,24 @@ Table = Annotated[
 
 
 def read_tables(tables: dict[str, Table], files: dict[str, Path], scene: Scene) -> dict[str, pl.DataFrame]:
-    """Raw tables by name. Observations come first: their order of entities is what matrices without names go by.
+    """Raw tables by name. Edges come last: the observations' order of entities is what matrices without names go by.
 
     A table all of whose files are optional and absent is left out.
     """
     out: dict[str, pl.DataFrame] = {}
-    for name in sorted(tables, key=lambda t: (t != "observations", t != "entities")):
+    for name in sorted(tables, key=lambda t: (t != "entities", t != "observations")):
         table = tables[name]
         if not table.ready(files):
             continue
         out[name] = table.read(name, files, scene)
+        if name == "entities" and "entity" in out[name].columns:
+            scene.listed.extend(out[name]["entity"].drop_nulls().cast(pl.String))
         if name == "observations" and not scene.entities and "entity" in out[name].columns:
             scene.entities.extend(out[name]["entity"].unique(maintain_order=True).drop_nulls().cast(pl.String))
     if "entities" not in out:
         out["entities"] = pl.DataFrame({"entity": scene.entities}, schema={"entity": pl.String})
     elif "observations" in out and is_dense(out["observations"]):
-        out["entities"] = _in_order(out["entities"], scene.entities)
+        out["entities"] = _in_order(out["entities"], scene.columns or scene.entities)
     return out
 
 

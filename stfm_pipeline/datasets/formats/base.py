@@ -25,12 +25,18 @@ FrameFiles = str | tuple[str, ...]
 
 @dataclass
 class Scene:
-    """What a reader knows about the dataset: channels, civil zone, step, and (once read) the order of entities."""
+    """What a reader knows about the dataset: channels, civil zone, step, and entities.
+
+    `listed` are those of the entities table, where there is one. Once observations are read, `entities` is their order
+    in the file, and `columns` that of a dense table's columns where it is another one.
+    """
 
     channels: tuple[str, ...]
     zone: str
     step: str
     entities: list[str] = field(default_factory=list)
+    listed: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
 
 
 class Form(BaseModel):
@@ -90,6 +96,26 @@ def open_frame(path: Path, separator: str | None = None, header: bool = True, te
         ) from error
 
 
+def open_lazily(path: Path, separator: str | None = None, types: dict[str, Any] | None = None) -> pl.LazyFrame:
+    """The same as a query, so that a file need not fit into memory; the columns in `types` are taken for what it says.
+
+    Running it raises what polars raises: whoever wants to know what is wrong with a file opens it whole.
+    """
+    refuse_pickle(path)
+    if path.suffix == ".parquet":
+        return pl.scan_parquet(path)
+    if path.suffix not in TEXT or path.suffix == ".gz":
+        return open_frame(path, separator, text=[c for c, t in (types or {}).items() if t == pl.String]).lazy()
+    guess = "\t" if ".tsv" in path.suffixes else ","
+    return pl.scan_csv(
+        path,
+        separator=separator or guess,
+        null_values=list(NULLS),
+        schema_overrides=types,
+        infer_schema_length=10_000,
+    )
+
+
 def pick(table: str, path: Path, frame: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
     """`frame` if it has all `columns`; else an error that names the nearest ones."""
     if missing := [c for c in columns if c not in frame.columns]:
@@ -106,6 +132,15 @@ def pick(table: str, path: Path, frame: pl.DataFrame, columns: Sequence[str]) ->
 
 def dated(table: str, path: Path, column: pl.Series, zone: str, form: str | None, offsets: str) -> pl.Series:
     """A column of times as UTC. Naive ones are read in `zone`; text may carry offsets, which `ignore` drops."""
+    runs = column.rle().struct.unnest()
+    if 2 * len(runs) > len(column):
+        return _dated(table, path, column, zone, form, offsets)
+    # Rows that follow one another often have one time: it is read once.
+    moments = _dated(table, path, runs["value"], zone, form, offsets)
+    return moments.gather(np.repeat(np.arange(len(runs), dtype=np.uint32), runs["len"].to_numpy()))
+
+
+def _dated(table: str, path: Path, column: pl.Series, zone: str, form: str | None, offsets: str) -> pl.Series:
     if column.dtype == pl.String:
         column = _parsed(table, path, column.str.strip_chars(), form, offsets)
     elif column.dtype == pl.Date:
@@ -133,7 +168,7 @@ def dated(table: str, path: Path, column: pl.Series, zone: str, form: str | None
 def _parsed(table: str, path: Path, column: pl.Series, form: str | None, offsets: str) -> pl.Series:
     known = column.drop_nulls()
     pattern = r"(Z|[+-]\d{2}:?\d{2})$"
-    aware = len(known) > 0 and bool(known.str.contains(pattern)[0]) and (form is None or "%z" in form)
+    aware = len(known) > 0 and bool(known.head(1).str.contains(pattern)[0]) and (form is None or "%z" in form)
     if aware and offsets == "ignore":
         column, aware = column.str.replace(pattern, ""), False
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +12,23 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from stfm_pipeline.datasets.formats.base import Block, Form, FrameFiles, Scene, assemble, clock, dated, open_frame, pick
+from stfm_pipeline.datasets.formats.base import (
+    Block,
+    Form,
+    FrameFiles,
+    Scene,
+    assemble,
+    clock,
+    dated,
+    open_frame,
+    open_lazily,
+    pick,
+)
+from stfm_pipeline.datasets.formats.cells import Cells
 from stfm_pipeline.datasets.formats.hdf import is_hdf, read_pandas_hdf
-from stfm_pipeline.errors import ContractError, SourceError
+from stfm_pipeline.errors import ContractError, SourceError, StfmError
+
+ROWS_OF_A_BATCH = 1_000_000
 
 
 class _Dated(Form):
@@ -169,7 +184,12 @@ class Long(Form):
     only: dict[str, str] = Field(default={}, description="keep rows where these columns hold these values")
 
     def read(self, table: str, files: dict[str, Path], scene: Scene) -> pl.DataFrame:
-        return pl.concat([self._one(table, files[name], scene) for name in self.names()])
+        """Observations become dense while they are read where that loses nothing; all else is read whole."""
+        if table == "observations" and (dense := self._dense(table, files, scene)) is not None:
+            return dense
+        text = [*self._keys()[0], *self.only]
+        paths = [files[name] for name in self.names()]
+        return pl.concat([self._rows(table, p, open_frame(p, self.separator, text=text), scene) for p in paths])
 
     def mapping(self, table: str, scene: Scene, there: list[str]) -> dict[str, str]:
         """Our names to the file's; observations without a mapping bring the dataset's channels, others all numbers."""
@@ -177,11 +197,37 @@ class Long(Form):
             return self.columns
         return {c: c for c in scene.channels} if table == "observations" else {c: c for c in there}
 
-    def _one(self, table: str, path: Path, scene: Scene) -> pl.DataFrame:
-        single = self.one_entity is not None
-        names = [] if single or self.entity is None else [self.entity]
-        stamps = [self.time] if isinstance(self.time, str) else list(self.time)
-        frame = open_frame(path, self.separator, text=[*names, *self.only])
+    def _keys(self) -> tuple[list[str], list[str]]:
+        """Columns of entities and of times."""
+        names = [] if self.one_entity is not None or self.entity is None else [self.entity]
+        return names, [self.time] if isinstance(self.time, str) else list(self.time)
+
+    def _dense(self, table: str, files: dict[str, Path], scene: Scene) -> pl.DataFrame | None:
+        """None where the rows do not fit, or where something is wrong with them: reading them whole says what."""
+        cells = Cells(scene.listed)
+        try:
+            fits = all(cells.add(rows) for name in self.names() for rows in self._batches(table, files[name], scene))
+        except (StfmError, pl.exceptions.PolarsError, OSError):
+            return None
+        dense = cells.table() if fits else None
+        if dense is not None:
+            scene.entities.extend(cells.came)
+            scene.columns.extend(cells.order)
+        return dense
+
+    def _batches(self, table: str, path: Path, scene: Scene) -> Iterator[pl.DataFrame]:
+        names, stamps = self._keys()
+        there = open_lazily(path, self.separator).collect_schema().names()
+        mapping = self.mapping(table, scene, [c for c in there if c not in (*names, *stamps)])
+        types = dict.fromkeys(mapping.values(), pl.Float64()) | dict.fromkeys((*names, *self.only), pl.String())
+        wanted = dict.fromkeys([*names, *stamps, *self.only, *mapping.values()])
+        scan = open_lazily(path, self.separator, types).select(*wanted)
+        for batch in scan.collect_batches(chunk_size=ROWS_OF_A_BATCH, maintain_order=True):
+            yield self._rows(table, path, batch, scene)
+
+    def _rows(self, table: str, path: Path, frame: pl.DataFrame, scene: Scene) -> pl.DataFrame:
+        """Rows of the file as (entity, time, columns)."""
+        names, stamps = self._keys()
         for column, value in self.only.items():
             frame = pick(table, path, frame, [column]).filter(pl.col(column) == value)
         pick(table, path, frame, [*names, *stamps])
@@ -196,11 +242,11 @@ class Long(Form):
             )
         parts = [pl.col(s).cast(pl.Int32) for s in stamps]
         stamp = pl.datetime(*parts, time_unit="us").alias("time") if len(stamps) > 1 else pl.col(stamps[0])
-        if not single and self.entity is None:
+        if not names and self.one_entity is None:
             raise ContractError(
                 f"{table}: nothing says whose rows these are", fix="name the column `entity`, or `one_entity`"
             )
-        who = pl.lit(self.one_entity) if single else pl.col(str(self.entity)).cast(pl.String)
+        who = pl.col(names[0]).cast(pl.String) if names else pl.lit(self.one_entity)
         return frame.select(
             entity=who,
             time=dated(table, path, frame.select(stamp).to_series(), scene.zone, self.time_format, self.offsets),

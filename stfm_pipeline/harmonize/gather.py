@@ -1,0 +1,198 @@
+"""Raw observations onto a regular clock: rows floored to steps, masked, and made one per step by a stated rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from stfm_pipeline.datasets.spec import Channel, Harmonize
+from stfm_pipeline.errors import ContractError
+from stfm_pipeline.harmonize.clock import clock_of
+from stfm_pipeline.harmonize.mask import observed_values
+from stfm_pipeline.tables import dense_rows, dense_values, is_dense, step_us, stretches, times_of
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """`values` and `observed` (t, n, c), cells with a row `seen` (t, n), and counts of what had to be done for it."""
+
+    times: NDArray[np.datetime64]
+    values: NDArray[np.float32]
+    observed: Bools
+    seen: Bools
+    report: dict[str, int]
+    masked: dict[str, dict[str, int]]
+
+
+def gather(rows: pl.DataFrame, names: list[str], channels: Sequence[Channel], rule: Harmonize) -> Gathered:
+    """Raw observations, dense or long, as a regular signal. A value is masked before it can enter a mean."""
+    return (_dense if is_dense(rows) else _long)(rows, names, channels, rule)
+
+
+def _empty(floored: pl.Series, names: list[str], channels: Sequence[Channel], rule: Harmonize) -> Gathered:
+    times = clock_of(floored, rule)
+    shape = (len(times), len(names))
+    cells = (*shape, len(channels))
+    counts = {c.name: {"values": 0, "missing_code": 0, "out_of_range": 0} for c in channels}
+    return Gathered(
+        times, np.zeros(cells, np.float32), np.zeros(cells, np.bool_), np.zeros(shape, np.bool_), {}, counts
+    )
+
+
+def _long(rows: pl.DataFrame, names: list[str], channels: Sequence[Channel], rule: Harmonize) -> Gathered:
+    """From rows (entity, time, channels)."""
+    frame = rows.select(
+        "time",
+        pl.col([c.name for c in channels]),
+        _code=pl.col("entity").cast(pl.Enum(names)).to_physical().cast(pl.Int64),
+        _step=pl.col("time").dt.truncate(rule.step),
+    )
+    out = _empty(frame["_step"], names, channels, rule)
+    backwards = pl.col("time").diff().over("_code").dt.total_microseconds() < 0
+    out.report["rows"] = len(rows)
+    out.report["rows_out_of_order"] = 0 if rows["time"].is_sorted() else int(frame.select(backwards.sum()).item())
+    out.report["rows_off_the_clock"] = int((frame["_step"] != frame["time"]).sum())
+    step = (times_of(frame["_step"]).astype(np.int64) - out.times[0].astype(np.int64)) // step_us(rule.step)
+    inside = (step >= 0) & (step < len(out.times))
+    known = {}
+    for channel in channels:
+        values = frame[channel.name].cast(pl.Float64).fill_null(np.nan).to_numpy()
+        known[channel.name] = observed_values(values, channel, out.masked[channel.name], inside)[1]
+    frame = frame.with_columns(
+        *(pl.when(pl.Series(k)).then(c).alias(c) for c, k in known.items()),
+        _cell=pl.Series(step * len(names)) + pl.col("_code"),
+    ).drop("_code")
+    double = frame["_cell"].is_duplicated()
+    out.report["rows_in_a_shared_step"] = int(double.sum())
+    if out.report["rows_in_a_shared_step"]:
+        if rule.duplicates == "error":
+            bad = frame.filter(double).unique("_cell").sort(pl.col("_cell") % len(names), "_step")
+            _refuse(
+                out,
+                rule,
+                [f"{names[c % len(names)]} at {t:%Y-%m-%d %H:%M:%S}" for c, t in bad["_cell", "_step"].rows()],
+            )
+        every = pl.col(list(known))
+        pick = {"first": every.first(), "last": every.last(), "mean": every.mean()}[rule.duplicates]
+        frame = frame.sort("_cell", "time", maintain_order=True).group_by("_cell", maintain_order=True).agg(pick)
+    cell = frame["_cell"].to_numpy()
+    inside = (cell >= 0) & (cell < out.seen.size)
+    out.report["rows_outside_the_clock"] = int((~inside).sum())
+    out.seen.reshape(-1)[cell[inside]] = True
+    for k, channel in enumerate(channels):
+        column = frame[channel.name].fill_null(np.nan).to_numpy()[inside]
+        there = np.isfinite(column)
+        out.values.reshape(-1, len(channels))[cell[inside][there], k] = column[there]
+        out.observed.reshape(-1, len(channels))[cell[inside][there], k] = True
+    return out
+
+
+def _dense(rows: pl.DataFrame, names: list[str], channels: Sequence[Channel], rule: Harmonize) -> Gathered:
+    """From rows (time, a list per channel): nothing is sorted or looked up by entity, and little held twice."""
+    width = int(rows[channels[0].name].list.len()[0]) if len(rows) else 0
+    backwards = int((rows["time"].diff().dt.total_microseconds() < 0).sum())
+    ordered = rows.sort("time", maintain_order=True) if backwards else rows
+    floored = ordered["time"].dt.truncate(rule.step)
+    out = _empty(floored, names, channels, rule)
+    out.report.update(rows=0, rows_out_of_order=backwards * width, rows_off_the_clock=0, rows_in_a_shared_step=0)
+    out.report["rows_outside_the_clock"] = 0
+    off = (floored != ordered["time"]).to_numpy()
+    step = (times_of(floored).astype(np.int64) - out.times[0].astype(np.int64)) // step_us(rule.step)
+    first = np.flatnonzero(np.diff(step, prepend=step[0] - 1))
+    bad: list[str] = []
+    for i, j in _groups(first, len(step), width):
+        lo, hi = int(first[i]), int(first[j]) if j < len(first) else len(step)
+        part = ordered[lo:hi]
+        here = dense_rows(part)
+        present = np.ones((hi - lo, width), np.bool_) if here is None else here
+        start = first[i:j] - lo
+        rounds = _rounds(start, hi - lo)
+        at = step[first[i:j]]
+        inside = (at >= 0) & (at < len(out.times))
+        out.report["rows"] += int(present.sum())
+        out.report["rows_off_the_clock"] += int(present[off[lo:hi]].sum())
+        seen = present
+        if len(rounds) > 1:
+            held = np.zeros((len(start), width), np.int64)
+            for group, row in rounds:
+                held[group] += present[row]
+            shared = held > 1
+            out.report["rows_in_a_shared_step"] += int(held[shared].sum())
+            if rule.duplicates == "error":
+                moments = floored.gather(first[i:j])
+                whole = np.logical_and.reduce(shared, axis=1)
+                bad += [f"every entity at {t:%Y-%m-%d %H:%M:%S}" for t in moments.filter(pl.Series(whole))]
+                some = np.argwhere(shared & ~whole[:, None]).tolist()
+                bad += [f"{names[n]} at {moments[g]:%Y-%m-%d %H:%M:%S}" for g, n in some]
+                continue
+            seen = held > 0
+        out.report["rows_outside_the_clock"] += int(seen[~inside].sum())
+        target: Any = slice(int(at[0]), int(at[-1]) + 1)
+        if at[-1] - at[0] + 1 != len(at) or not inside.all():
+            target = at[inside]
+        out.seen[target, :width] = seen if inside.all() else seen[inside]
+        within = np.repeat(inside, np.diff(np.append(start, hi - lo)))
+        for k, channel in enumerate(channels):
+            exact = dense_values(part, channel.name)
+            values, known = observed_values(exact, channel, out.masked[channel.name], within)
+            if len(rounds) > 1:
+                values, known = _merged(exact, known, present, rounds, rule)
+            if not inside.all():
+                values, known = values[inside], known[inside]
+            out.observed[target, :width, k] = known
+            if isinstance(target, slice):
+                np.copyto(out.values[target, :width, k], values, where=known)
+            else:
+                out.values[target, :width, k] = np.where(known, values, 0)
+    if bad:
+        _refuse(out, rule, bad)
+    return out
+
+
+def _groups(first: Ints, rows: int, width: int) -> list[tuple[int, int]]:
+    """Ranges of steps whose rows together hold not too many cells."""
+    edges = np.unique(np.searchsorted(first, [s.start for s in stretches(rows, width)]))
+    return list(zip(edges.tolist(), [*edges[1:].tolist(), len(first)], strict=True))
+
+
+def _rounds(start: Ints, rows: int) -> list[tuple[Ints, Ints]]:
+    """For steps whose rows begin at `start`: which have a first row and where, a second and where, and so on."""
+    size = np.diff(np.append(start, rows))
+    return [(np.flatnonzero(size > p), start[size > p] + p) for p in range(int(size.max(initial=0)))]
+
+
+def _merged(
+    values: NDArray[Any], known: Bools, present: Bools, rounds: list[tuple[Ints, Ints]], rule: Harmonize
+) -> tuple[NDArray[np.float32], Bools]:
+    """Rows of one step made one: the first or last row speaks, observed or not; a mean is over what is observed."""
+    shape = (len(rounds[0][0]), values.shape[1])
+    out = np.zeros(shape)
+    if rule.duplicates == "mean":
+        count = np.zeros(shape, np.int32)
+        for group, row in rounds:
+            out[group] += np.where(known[row], values[row], 0)
+            count[group] += known[row]
+        return (out / np.maximum(count, 1)).astype(np.float32), count > 0
+    seen = np.zeros(shape, np.bool_)
+    for group, row in rounds if rule.duplicates == "last" else reversed(rounds):
+        out[group] = np.where(present[row], values[row], out[group])
+        seen[group] = np.where(present[row], known[row], seen[group])
+    with np.errstate(over="ignore"):
+        return out.astype(np.float32), seen
+
+
+def _refuse(out: Gathered, rule: Harmonize, offenders: list[str]) -> None:
+    raise ContractError(
+        f"{out.report['rows_in_a_shared_step']} rows share an entity and a step of {rule.step}",
+        expected="one row per entity and step",
+        offenders=offenders,
+        fix="remove them, or set harmonize.duplicates to 'first', 'last' or 'mean'",
+    )
