@@ -179,8 +179,8 @@ class Lake:
         return DeltaTable(path, version=version, storage_options=self.options)
 
     def _load(self, path: str, version: int | None = None) -> pl.DataFrame:
-        frame = pl.from_arrow(self._table(path, version).to_pyarrow_table())
-        assert isinstance(frame, pl.DataFrame)
+        # A third of the time and half of the memory that pyarrow takes for lists.
+        frame = pl.read_delta(self._table(path, version), storage_options=self.options)
         return (frame if frame[ROW].is_sorted() else frame.sort(ROW)).drop(ROW)
 
     def connect(self) -> duckdb.DuckDBPyConnection:
@@ -254,7 +254,7 @@ def data_version(tables: dict[str, pl.DataFrame], facts: dict[str, Any]) -> str:
     return digest.hexdigest()[:16]
 
 
-STRINGS_AT_ONCE = 1_000_000
+VALUES_AT_ONCE = 1_000_000
 # Keeps the separator and the mark of a null apart from text that holds them.
 _ESCAPED = {0: "\x020", 1: "\x021", 2: "\x022"}
 
@@ -279,10 +279,15 @@ def _parts(column: pl.Series) -> Iterator[Any]:
             column = pl.Series(
                 [None if v is None else v.translate(_ESCAPED) for v in column.to_list()], dtype=pl.String
             )
-        for i in range(0, max(len(column), 1), STRINGS_AT_ONCE):
-            text = column.slice(i, STRINGS_AT_ONCE).fill_null("\x01").str.join("\x00")
+        for i in range(0, max(len(column), 1), VALUES_AT_ONCE):
+            text = column.slice(i, VALUES_AT_ONCE).fill_null("\x01").str.join("\x00")
             yield ("\x00" if i else "").encode() + (text[0] or "").encode()
     else:
         physical = column.to_physical()
-        yield physical.is_not_null().to_numpy().tobytes() if physical.null_count() else b""
-        yield np.ascontiguousarray(physical.fill_null(0).to_numpy()).view(np.uint8).data
+        if physical.null_count():
+            for i in range(0, len(physical), VALUES_AT_ONCE):
+                part = physical.slice(i, VALUES_AT_ONCE)
+                yield part.is_not_null().to_numpy().tobytes()
+                yield np.ascontiguousarray(part.fill_null(0).to_numpy()).view(np.uint8).data
+        else:
+            yield np.ascontiguousarray(physical.to_numpy()).view(np.uint8).data
