@@ -30,7 +30,7 @@ class Dropout(nn.Module):
     def forward(self, x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         if not self.training or not self.dropped:
             return x
-        if x.device.type != "cpu" or x.element_size() not in BITS:
+        if not quick(x):
             return F.dropout(x, self.p)
         out: Tensor = _Drop.apply(x, self.dropped)  # type: ignore[no-untyped-call]
         return out
@@ -39,12 +39,34 @@ class Dropout(nn.Module):
         return f"p={self.p}"
 
 
-def keep_bits(shape: torch.Size, dropped: int, bits: torch.dtype) -> Tensor:
-    """Integers of type `bits`: all ones where a cell is kept, 0 where it is dropped."""
-    words = torch.empty(-(-shape.numel() // 8), dtype=torch.int64)
+class ReluDropout(Dropout):
+    """dropout(relu(x)) in fewer passes over memory: what is 0 afterwards has no gradient, so no mask is kept.
+
+    `x` may be overwritten, as by `nn.ReLU(inplace=True)`.
+    """
+
+    def forward(self, x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        if not self.training or not self.dropped or not quick(x):
+            return super().forward(F.relu(x, inplace=True))
+        out: Tensor = _ReluDrop.apply(x, self.dropped)  # type: ignore[no-untyped-call]
+        return out
+
+
+def quick(x: Tensor) -> bool:
+    """Whether masks are made from bytes here: on a CPU, in the widths that networks are trained in."""
+    return x.device.type == "cpu" and x.element_size() in BITS
+
+
+def keep_bits(x: Tensor, dropped: int) -> Tensor:
+    """Integers as wide as the cells of `x`: all ones where a cell is kept, 0 where it is dropped."""
+    words = torch.empty(-(-x.numel() // 8), dtype=torch.int64)
     # Without a range, the top bit of every word would stay 0.
-    drawn = words.random_(-(2**63), None).view(torch.uint8)[: shape.numel()].view(shape)
-    return drawn.ge_(dropped).to(bits).neg_()
+    drawn = words.random_(-(2**63), None).view(torch.uint8)[: x.numel()].view(x.shape)
+    return drawn.ge_(dropped).to(BITS[x.element_size()]).neg_()
+
+
+def scale_of(dropped: int) -> float:
+    return LEVELS / (LEVELS - dropped)
 
 
 class _Drop(torch.autograd.Function):
@@ -52,8 +74,8 @@ class _Drop(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropped: int) -> Tensor:
-        ctx.scale = LEVELS / (LEVELS - dropped)
-        keep = keep_bits(x.shape, dropped, BITS[x.element_size()])
+        ctx.scale = scale_of(dropped)
+        keep = keep_bits(x, dropped)
         ctx.save_for_backward(keep)
         return _masked(x, keep, ctx.scale)
 
@@ -65,3 +87,19 @@ class _Drop(torch.autograd.Function):
 
 def _masked(x: Tensor, keep: Tensor, scale: float) -> Tensor:
     return (x.view(keep.dtype) & keep).view(x.dtype).mul_(scale)
+
+
+class _ReluDrop(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dropped: int) -> Tensor:
+        ctx.scale = scale_of(dropped)
+        ctx.mark_dirty(x)
+        keep = keep_bits(x, dropped)
+        x.relu_().view(keep.dtype).bitwise_and_(keep)
+        ctx.save_for_backward(x.mul_(ctx.scale))
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (out,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(grad, out, 0).mul_(ctx.scale), None

@@ -37,19 +37,19 @@ class STID(nn.Module):
         self.dow = nn.Embedding(8, width, padding_idx=0)
         self.holiday = nn.Embedding(4, width, padding_idx=0)
         self.side = nn.Linear(side, width) if side else None
-        blocks = 4 if side else 3
+        blocks = 5 if side else 4
         self.layers = nn.Sequential(*(ResidualMLP(blocks * width, dropout) for _ in range(layers)))
         self.head = nn.Linear(blocks * width, p.horizon * p.c)
         self.direct = nn.ModuleList(nn.Linear(p.look_back + p.horizon * len(p.ahead), p.horizon) for _ in range(p.c))
 
     def forward(self, inputs: Inputs) -> Float[Tensor, "b h n c"]:
         b, _, n, _ = inputs.x.shape
-        history = torch.cat([_per_node(inputs.x), _per_node(inputs.observed.to(inputs.x.dtype))], dim=-1)
-        first = inputs.calendar_ahead[:, 0, self.zone]
-        middle = inputs.calendar_ahead[:, self.horizon // 2, self.zone]
-        when = self.tod(first[..., 0]) + self.dow(first[..., 1]) + self.holiday(middle[..., 2])
-        where = (self.node + self.place(self.spatial)).expand(b, n, -1)
-        parts = [self.history(history), where, when]
+        history = self.history(torch.cat([_per_node(inputs.x), _per_node(inputs.observed.to(inputs.x.dtype))], dim=-1))
+        # One embedding per zone, not per node; and all blocks as narrow as the first, or the layers would be wide.
+        first, middle = inputs.calendar_ahead[:, 0], inputs.calendar_ahead[:, self.horizon // 2]
+        when = torch.cat([self.tod(first[..., 0]), self.dow(first[..., 1]) + self.holiday(middle[..., 2])], dim=-1)
+        where = (self.node + self.place(self.spatial)).to(history.dtype)
+        parts = [history, where.expand(b, n, -1), when.index_select(1, self.zone).to(history.dtype)]
         if self.side is not None:
             parts.append(self.side(self._side(inputs)))
         out: Tensor = self.head(self.layers(torch.cat(parts, dim=-1))).view(b, n, self.horizon, self.c).movedim(1, 2)
