@@ -11,7 +11,7 @@ Floats = NDArray[np.float64]
 
 PASSES = 3
 LEAST_FREE = 1 / 3
-BLOCK_CELLS = 4_000_000
+BLOCK_CELLS = 1_000_000
 
 
 def seasonal_strength(values: Values, observed: Mask, period: int, phase: NDArray[np.integer] | None = None) -> Floats:
