@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -219,8 +220,22 @@ def identity(source: PypiSource | HttpSource | LocalSource, settings: Settings) 
     facts = source.model_dump(mode="json")
     if isinstance(source, LocalSource):
         path = _local_path(source, settings)
-        facts = {"kind": "local", "name": source.key, "sha256": file_hash(path) if path.is_file() else None}
+        facts = {"kind": "local", "name": source.key, "sha256": _hash_now(path) if path.is_file() else None}
     return facts
+
+
+def _hash_now(path: Path) -> str:
+    """Hash of a file as it is: asked for several times in a run, and taken anew only after the file has changed."""
+    found = path.stat()
+    if time.time_ns() - found.st_mtime_ns < 1_000_000_000:
+        # A file system's clock is too coarse to tell two writes in quick succession apart.
+        return file_hash(path)
+    return _hash_of_state(path, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+@lru_cache(maxsize=256)
+def _hash_of_state(path: Path, *state: int) -> str:
+    return file_hash(path)
 
 
 def _local_path(source: LocalSource, settings: Settings) -> Path:
