@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -73,10 +74,12 @@ class Lake:
         inputs: dict[str, str],
     ) -> Stage:
         """Write every table, then commit the manifest row that makes them the current state of the stage."""
-        versions = {name: self._write(self._path(dataset, stage, name), frame) for name, frame in tables.items()}
+        with ThreadPoolExecutor(1) as beside:
+            content = beside.submit(data_version, tables, facts)
+            versions = {name: self._write(self._path(dataset, stage, name), frame) for name, frame in tables.items()}
         row = {
             "fingerprint": fingerprint,
-            "data_version": data_version(tables, facts),
+            "data_version": content.result(),
             "tables": json.dumps(versions),
             "facts": json.dumps(facts, default=str),
             "inputs": json.dumps(inputs),
@@ -145,17 +148,6 @@ class Lake:
                 expected=f"one of: {', '.join(stage.tables)}",
             )
         return self._load(self._path(stage.dataset, stage.name, table), stage.tables[table])
-
-    def sample(self, stage: Stage, table: str, columns: list[str], every: int) -> pl.DataFrame:
-        """Every `every`-th row of some columns, batch by batch: the table itself need not fit into memory."""
-        source = self._table(self._path(stage.dataset, stage.name, table), stage.tables[table]).to_pyarrow_dataset()
-        kept, start = [], 0
-        for batch in source.to_batches(columns=columns):
-            frame = pl.from_arrow(batch)
-            assert isinstance(frame, pl.DataFrame)
-            kept.append(frame.gather_every(every, offset=-start % every))
-            start += len(frame)
-        return pl.concat(kept) if kept else pl.DataFrame(schema=columns)
 
     def rows(
         self, stage: Stage, table: str, columns: list[str], start: int, stop: int, at_once: int = 512

@@ -96,7 +96,9 @@ def open_frame(path: Path, separator: str | None = None, header: bool = True, te
         ) from error
 
 
-def open_lazily(path: Path, separator: str | None = None, types: dict[str, Any] | None = None) -> pl.LazyFrame:
+def open_lazily(
+    path: Path, separator: str | None = None, types: dict[str, Any] | None = None, nulls: Sequence[str] = NULLS
+) -> pl.LazyFrame:
     """The same as a query, so that a file need not fit into memory; the columns in `types` are taken for what it says.
 
     Running it raises what polars raises: whoever wants to know what is wrong with a file opens it whole.
@@ -110,7 +112,7 @@ def open_lazily(path: Path, separator: str | None = None, types: dict[str, Any] 
     return pl.scan_csv(
         path,
         separator=separator or guess,
-        null_values=list(NULLS),
+        null_values=list(nulls) or None,
         schema_overrides=types,
         infer_schema_length=10_000,
     )
