@@ -176,6 +176,7 @@ def _train_seed(
             "peak_mb": result.peak_mb,
             "epochs": result.epochs,
             "val_loss": result.val_loss if result.curve else None,
+            "precision": result.precision,
             "seed": seed,
             "budget": budget if system.training else None,
             "licence": spec.licence,
@@ -249,7 +250,8 @@ def evaluation_plan(lake: Lake, name: str) -> Plan:
     return Plan(fingerprint({"task": spec.task.model_dump(), "title": spec.title}, code, inputs), inputs)
 
 
-def _entries(lake: Lake, settings: Settings, name: str) -> list[Entry]:
+def entries(lake: Lake, settings: Settings, name: str) -> list[Entry]:
+    """Every system trained on the current data, its seeds loaded from MLflow."""
     from stfm_pipeline.evaluate.run import Entry
     from stfm_pipeline.registry import load_model
 
@@ -280,16 +282,16 @@ def evaluate_dataset(name: str, lake: Lake, settings: Settings) -> Outcome:
         log.info("%s evaluated: unchanged, not scored again", name)
         return Outcome(found, reused=True)
     panel = load_panel(lake, name, settings.cache)
-    entries = _entries(lake, settings, name)
+    contenders = entries(lake, settings, name)
     crowned = registry.champion_version(settings, name)
-    runs = {run for e in entries for run in e.runs}
+    runs = {run for e in contenders for run in e.runs}
     rival: Forecaster | None = None
     if crowned is not None and crowned.run_id not in runs:
         champion = registry.load_model(f"models:/{name}@{registry.CHAMPION}", settings)
         rival = champion if champion.problem.to_config() == panel.problem.to_config() else None
     label = f"champion (version {crowned.version})" if crowned is not None else "champion"
-    evaluation = evaluate(spec, panel, entries, rival, label, notes=_notes(name, lake, crowned, rival, runs))
-    leader = next(e for e in entries if e.system.name == evaluation.candidate)
+    evaluation = evaluate(spec, panel, contenders, rival, label, notes=_notes(name, lake, crowned, rival, runs))
+    leader = next(e for e in contenders if e.system.name == evaluation.candidate)
     run_id = leader.runs[leader.chosen]
     uri = next(s for s in lake.require(name, stage_of(leader.system.name)).facts["seeds"] if s["run_id"] == run_id)[
         "uri"

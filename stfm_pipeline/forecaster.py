@@ -31,6 +31,14 @@ class Forecast:
     fallback: Bool[Tensor, "b h n c"] | None
 
 
+def in_data_units(standard: Float[Tensor, "*t n c"], problem: Problem) -> Float[Tensor, "*t n c"]:
+    """Standardised values as they were measured."""
+    std = problem.tensors["std"]
+    values = standard * std + problem.tensors["mean"]
+    # Scaling there and back leaves a 0 at about 1e-7 of a deviation; metrics ask for exact zeros.
+    return torch.where(values.abs() < 1e-5 * std, 0.0, values)
+
+
 @dataclass
 class Forecaster:
     """Applies a system's module to windows and turns its answer into data units with intervals.
@@ -67,10 +75,7 @@ class Forecaster:
     def truth(self, window: Window) -> tuple[Tensor, Tensor]:
         """The hidden targets in data units and which of them are observed."""
         _, target = hide(window, self.problem.look_back)
-        std = self.problem.tensors["std"]
-        values = target.values * std + self.problem.tensors["mean"]
-        # Scaling there and back leaves a 0 at about 1e-7 of a deviation; metrics ask for exact zeros.
-        return torch.where(values.abs() < 1e-5 * std, 0.0, values), target.observed
+        return in_data_units(target.values, self.problem), target.observed
 
     def predict(self, frame: Any, **columns: Any) -> Any:
         """Forecast from a long frame of recent observations; see `stfm_pipeline.predict.predict`."""

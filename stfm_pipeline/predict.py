@@ -40,7 +40,7 @@ def predict(
     columns = [*problem.channels, *side]
     rows = rows.select(
         pl.col(id_col).cast(pl.String).alias("entity"),
-        _utc(rows, time_col, zone).alias("time"),
+        utc_times(rows, time_col, zone).alias("time"),
         *(_number(rows, c) for c in columns),
     )
     asked = _check_rows(rows, problem)
@@ -105,7 +105,8 @@ def _number(rows: pl.DataFrame, column: str) -> pl.Expr:
     return pl.when(value.is_finite()).then(value).alias(column)
 
 
-def _utc(rows: pl.DataFrame, column: str, zone: str | None) -> pl.Expr:
+def utc_times(rows: pl.DataFrame, column: str, zone: str | None) -> pl.Expr:
+    """A column of zoned datetimes or ISO 8601 text as UTC; naive ones need `zone`, anything else is a `FrameError`."""
     kind = rows.schema[column]
     times = pl.col(column)
     if kind == pl.String:

@@ -99,3 +99,17 @@ def open_lake() -> tuple[Settings, Lake]:
 def one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise UsageError(f"no {what} is called '{value}'", expected=f"one of: {', '.join(allowed)}")
+
+
+def joined(system: str) -> str:
+    """The name of a system; a Python file joins as one of the user's own."""
+    if not system.endswith(".py"):
+        return system
+    from pathlib import Path
+
+    from stfm_pipeline.systems import own
+    from stfm_pipeline.systems.catalog import built_in
+
+    name = own.install(Path(system), set(built_in()))
+    logging.getLogger("stfm").info("%s joins as the system '%s' (kept in %s)", system, name, own.folder())
+    return name

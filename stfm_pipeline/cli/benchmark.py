@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from stfm_pipeline.cli.base import Json, benchmark_app, command, one_of, open_lake
+from stfm_pipeline.cli.base import Json, benchmark_app, command, joined, one_of, open_lake
 
 if TYPE_CHECKING:
-    from stfm_pipeline.datasets.spec import DatasetSpec
+    from stfm_pipeline.datasets.spec import DatasetSpec, Part
 
 
 @command(benchmark_app, "run")
 def benchmark_run(
     dataset: Annotated[str, typer.Argument(help="A dataset with a published protocol.")],
-    system: Annotated[list[str] | None, typer.Option(help="Default: those with a published row.")] = None,
+    system: Annotated[
+        list[str] | None, typer.Option(help="Default: those with a published row; or a file with a torch module.")
+    ] = None,
     length: Annotated[list[int] | None, typer.Option(help="Only these horizon lengths, in steps.")] = None,
     budget: Annotated[str, typer.Option(help="quick, standard (three seeds) or full.")] = "standard",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    export: Annotated[Path | None, typer.Option(help="Also write the table: FILE.csv or FILE.tex.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure systems by a dataset's published protocol; every number beside the published one, green or red."""
     from stfm_pipeline import reproduce
     from stfm_pipeline.console import emit
     from stfm_pipeline.datasets.catalog import get_dataset
+    from stfm_pipeline.evaluate.export import check_suffix, write_benchmark
     from stfm_pipeline.launch import materialize, require_root
     from stfm_pipeline.road import stale_stages
 
     one_of("budget", budget, ("quick", "standard", "full"))
     one_of("device", device, ("auto", "cpu", "cuda", "mps"))
+    if export is not None:
+        check_suffix(export)
     spec = get_dataset(dataset).spec
     rule = reproduce.protocol(spec)
-    jobs = reproduce.jobs_of(spec, system or [], length or [])
+    jobs = reproduce.jobs_of(spec, [joined(s) for s in system or []], length or [])
     settings, lake = open_lake()
     if todo := stale_stages(dataset, lake):
         require_root()
@@ -49,15 +56,54 @@ def benchmark_run(
                 "system": job.system.name,
                 "look_back": job.look_back,
                 "scores": {str(k): {m: v[0] for m, v in s.items()} for k, s in scores.items()},
+                "deviations": {str(k): {m: v[1] for m, v in s.items()} for k, s in scores.items()},
                 "seeds": stage.facts["seeds"],
                 "windows": stage.facts["windows"],
                 "seconds": seconds,
             }
         )
+    if export is not None:
+        write_benchmark(spec, measured, compared, export)
     if as_json:
         emit({"dataset": dataset, "measured": measured, "reproduction": compared})
     else:
         _print(spec, measured, compared)
+
+
+@command(benchmark_app, "windows")
+def benchmark_windows(
+    dataset: Annotated[str, typer.Argument(help="A dataset that is at least harmonized, embedded and enriched.")],
+    to: Annotated[Path | None, typer.Option(help="A new folder; default: windows-<dataset> here.")] = None,
+    part: Annotated[str, typer.Option(help="val, gate or test.")] = "test",
+    length: Annotated[int | None, typer.Option(help="Horizon in steps; default: the dataset's.")] = None,
+    every: Annotated[int, typer.Option(help="Every how manieth window, for models that are slow.")] = 1,
+    long: Annotated[bool, typer.Option("--long", help="Also the series as a long frame: series.parquet.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the windows that systems are compared on, for a model made elsewhere; its forecasts come back as a file."""
+    from stfm_pipeline.console import emit, say
+    from stfm_pipeline.datasets.catalog import get_dataset
+    from stfm_pipeline.evaluate.exchange import HOW, export, window_set
+    from stfm_pipeline.windows import load_panel
+
+    one_of("part", part, ("val", "gate", "test"))
+    spec = get_dataset(dataset).spec
+    settings, lake = open_lake()
+    panel = load_panel(lake, dataset, settings.cache, horizon=length)
+    chosen = window_set(panel, cast("Part", part), every)
+    facts = {"licence": spec.licence, "loss": spec.task.loss, "zone": spec.zone}
+    folder = to or Path(f"windows-{dataset}")
+    files = export(panel, chosen, folder, facts, long)
+    if as_json:
+        emit({"windows": chosen.name, "count": len(chosen.origins), "files": files})
+        return
+    say(
+        f"{len(chosen.origins)} windows of {panel.problem.horizon} steps, {chosen.name}: wrote "
+        + ", ".join(map(str, files))
+    )
+    for form, how in HOW.items():
+        say(f"  {form}: {how}")
+    say(f"  then: stfm evaluate {dataset} --predictions FILE")
 
 
 def _print(spec: DatasetSpec, measured: list[dict[str, Any]], compared: list[dict[str, Any]]) -> None:

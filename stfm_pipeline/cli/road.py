@@ -1,4 +1,4 @@
-"""`stfm run` and `stfm evaluate`: down the road, and what came of it."""
+"""`stfm run`: down the road, and what came of it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from stfm_pipeline.cli.base import (
     Json,
     app,
     command,
+    joined,
     one_of,
     open_lake,
 )
-from stfm_pipeline.errors import StfmError
 
 if TYPE_CHECKING:
     from stfm_pipeline.lake import Lake
@@ -46,7 +46,7 @@ def run(
     names = datasets or [DEFAULT_DATASET]
     for name in names:
         get_dataset(name)
-    system = [_joined(s) for s in system or []]
+    system = [joined(s) for s in system or []]
     require_root()
     settings, lake = open_lake()
     results = []
@@ -58,7 +58,7 @@ def run(
         else:
             logging.getLogger("stfm").info("%s: nothing changed, nothing to do", name)
         results.append(
-            _result(name, lake, settings) if until in ("evaluated", "champion") else {"dataset": name, "ran": todo}
+            result_of(name, lake, settings) if until in ("evaluated", "champion") else {"dataset": name, "ran": todo}
         )
         results[-1]["ran"] = todo
     if as_json:
@@ -66,23 +66,9 @@ def run(
         return
     for result in results:
         if "leaderboard" in result:
-            _print_result(result, lake)
+            print_result(result, lake)
         else:
             say(f"{result['dataset']}: {', '.join(result['ran']) or 'nothing to do'}")
-
-
-def _joined(system: str) -> str:
-    """The name of a system; a Python file joins as one of the user's own."""
-    if not system.endswith(".py"):
-        return system
-    from pathlib import Path
-
-    from stfm_pipeline.systems import own
-    from stfm_pipeline.systems.catalog import built_in
-
-    name = own.install(Path(system), set(built_in()))
-    logging.getLogger("stfm").info("%s joins as the system '%s' (kept in %s)", system, name, own.folder())
-    return name
 
 
 def _todo(name: str, lake: Lake, chosen: list[str], until: str, budget: str) -> list[str]:
@@ -111,7 +97,7 @@ def _todo(name: str, lake: Lake, chosen: list[str], until: str, budget: str) -> 
     return todo
 
 
-def _result(name: str, lake: Lake, settings: Settings) -> dict[str, Any]:
+def result_of(name: str, lake: Lake, settings: Settings) -> dict[str, Any]:
     evaluated = lake.require(name, "evaluated")
     rows = lake.read(evaluated, "leaderboard").to_dicts()
     for row in rows:
@@ -151,7 +137,7 @@ def _merged(results: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _print_result(result: dict[str, Any], lake: Lake) -> None:
+def print_result(result: dict[str, Any], lake: Lake) -> None:
     from stfm_pipeline.console import leaderboard, reproduction, say
     from stfm_pipeline.datasets.catalog import get_dataset
     from stfm_pipeline.reproduce import from_leaderboard
@@ -167,45 +153,3 @@ def _print_result(result: dict[str, Any], lake: Lake) -> None:
     if champion := result["champion"]:
         say(f"  model   {champion['uri']} (version {champion['version']}, {champion['system']}, data {spec.licence})")
     say(f"  report  {result['report']}")
-
-
-@command(app)
-def evaluate(
-    dataset: Annotated[str, typer.Argument()] = DEFAULT_DATASET,
-    system: Annotated[list[str] | None, typer.Option(help="Show only these systems.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Score every system trained on a dataset's current data; the leaderboard and the report."""
-    from stfm_pipeline.console import emit
-    from stfm_pipeline.datasets.catalog import get_dataset
-    from stfm_pipeline.experiment import evaluate_dataset
-    from stfm_pipeline.systems.catalog import get_system
-
-    get_dataset(dataset)
-    for name in system or []:
-        get_system(name)
-    settings, lake = open_lake()
-    evaluate_dataset(dataset, lake, settings)
-    result = _result(dataset, lake, settings)
-    if system:
-        result["leaderboard"] = [r for r in result["leaderboard"] if r["system"] in system]
-        known = {r["system"] for r in result["leaderboard"]}
-        if missing := [s for s in system if s not in known]:
-            raise StfmError(
-                f"not trained on the current data of '{dataset}': {', '.join(missing)}", fix=f"`stfm run {dataset}`"
-            )
-    if as_json:
-        emit({k: v for k, v in result.items() if k != "facts"})
-    elif system:
-        _print_rows(result["leaderboard"])
-    else:
-        _print_result(result, lake)
-
-
-def _print_rows(rows: list[dict[str, Any]]) -> None:
-    from stfm_pipeline.console import table
-
-    columns = ["system", "split", "scale", "channel", "mse", "mae", "rmse", "windows", "seeds"]
-    shown = [r for r in rows if r["horizon"] == "avg"]
-    cells = [[f"{r[c]:.4f}" if c in ("mse", "mae", "rmse") else r[c] for c in columns] for r in shown]
-    table("average over the horizon; channel empty = all, standardised", columns, cells, columns[4:])

@@ -188,27 +188,40 @@ def mean_rows(per_seed: Sequence[Sequence[Row]]) -> list[Row]:
     return out
 
 
+def season_block(horizon: int, seasons: Sequence[int]) -> int:
+    """Length in windows of a bootstrap block: the horizon, or the longest season of at most 168 steps."""
+    return max(horizon, *[s for s in seasons if s <= 168] or [1])
+
+
 def block_bootstrap(
     ours: Sums, theirs: Sums, block: int, channel: int | None = None, draws: int = 1000, seed: int = 0
 ) -> tuple[float, float, float]:
     """Relative improvement of `ours` over `theirs` in MAE with its 95 % interval: (margin, low, high).
 
-    Paired moving-block bootstrap over windows in time order (Kunsch 1989); with `channel` None, the mean over channels
-    of the MAE ratio. Blocks of at least one season keep the windows' overlap and daily rhythm inside a block.
+    With `channel` None, the mean over channels of the MAE ratio. Both must have been scored on the same cells.
     """
-    w = ours.windows
-    if w != theirs.windows or not np.array_equal(ours.window_count, theirs.window_count):
+    if ours.windows != theirs.windows or not np.array_equal(ours.window_count, theirs.window_count):
         raise MetricError("two systems were scored on different cells", fix="score both on the same windows and mask")
+    pick = slice(None) if channel is None else slice(channel, channel + 1)
+    return paired_bootstrap(ours.window_abs[:, pick], theirs.window_abs[:, pick], block, draws, seed)
+
+
+def paired_bootstrap(
+    ours: Array, theirs: Array, block: int, draws: int = 1000, seed: int = 0
+) -> tuple[float, float, float]:
+    """1 - mean over channels of the ratio of two error sums (windows, channels), with its 95 % interval.
+
+    Paired moving-block bootstrap over windows in time order (Kunsch 1989). Blocks of at least one season keep the
+    windows' overlap and daily rhythm inside a block.
+    """
+    w = len(ours)
     block = max(1, min(block, w))
     starts = np.random.default_rng(seed).integers(0, w - block + 1, size=(draws, -(-w // block)))
-    pick = slice(None) if channel is None else slice(channel, channel + 1)
 
     def margin(a: Array, b: Array) -> Array:
-        return np.asarray(1 - (a[..., pick] / np.maximum(b[..., pick], 1e-12)).mean(axis=-1))
+        return np.asarray(1 - (a / np.maximum(b, 1e-12)).mean(axis=-1))
 
-    sums = [np.concatenate([np.zeros((1, s.shape[1])), s.cumsum(0)]) for s in (ours.window_abs, theirs.window_abs)]
+    sums = [np.concatenate([np.zeros((1, s.shape[1])), s.cumsum(0)]) for s in (ours, theirs)]
     a, b = ((s[starts + block] - s[starts]).sum(axis=1) for s in sums)
-    resampled = margin(a, b)
-    point = float(margin(ours.window_abs.sum(0), theirs.window_abs.sum(0)))
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return point, float(low), float(high)
+    low, high = np.quantile(margin(a, b), [0.025, 0.975])
+    return float(margin(ours.sum(0), theirs.sum(0))), float(low), float(high)

@@ -14,10 +14,10 @@ from stfm_pipeline.datasets.spec import DatasetSpec, Part
 from stfm_pipeline.errors import StfmError
 from stfm_pipeline.evaluate.calibration import Coverage
 from stfm_pipeline.evaluate.choose import Decision, decide, too_short_to_rank, val_scores
-from stfm_pipeline.evaluate.metrics import Row, Sums, block_bootstrap, mean_rows
+from stfm_pipeline.evaluate.metrics import Row, Sums, block_bootstrap, mean_rows, season_block
 from stfm_pipeline.forecaster import Forecaster
 from stfm_pipeline.systems.spec import System
-from stfm_pipeline.windows import Panel, drop_side_information
+from stfm_pipeline.windows import Panel, Problem, Window, drop_side_information
 
 BATCH = 64
 SCORED_PARTS: tuple[Part, ...] = ("val", "gate", "test")
@@ -70,19 +70,23 @@ def score(forecaster: Forecaster, panel: Panel, part: Part, needs: tuple[str, ..
         raise StfmError(f"{part} holds no window", expected=f"at least {p.horizon} steps")
     sums = Sums(len(origins), p.horizon, p.n, p.c, p.steps_per_day)
     zero_share = _zero_share(panel)
-    home = p.zones.index(p.zone) if p.zone in p.zones else 0
     groups: dict[tuple[str, str], Coverage] = {}
     for _, window in panel.batches(origins, BATCH, needs):
         shown = drop_side_information(window, 1.0) if hide_side else window
         forecast = forecaster.forecast(shown)
         target, observed = forecaster.truth(window)
-        hour = (window.calendar[:, p.look_back :, home, 0] - 1).clamp(min=0)
-        sums.add(forecast.values, target, observed, p.tensors["std"], hour, forecast.fallback)
+        sums.add(forecast.values, target, observed, p.tensors["std"], civil_time(window, p), forecast.fallback)
         if forecast.bounds is not None:
             _cover(groups, forecast.bounds, target, observed, p.channels, zero_share)
     nominal = forecaster.levels[-1] - forecaster.levels[0] if forecaster.levels else 0.0
     rows = [g.row(part, channel, group, nominal) for (channel, group), g in groups.items()]
     return Scores(sums, rows)
+
+
+def civil_time(window: Window, problem: Problem) -> Tensor:
+    """Step of the civil day of every target step (b, h), in the dataset's own zone."""
+    home = problem.zones.index(problem.zone) if problem.zone in problem.zones else 0
+    return (window.calendar[:, problem.look_back :, home, 0] - 1).clamp(min=0)
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,7 @@ def evaluate(
             [s.sums.rows(spec.name, e.system.name, part, p.channels, horizons) for s in scores[e.system.name, part]]
         )
     ]
-    block = max(p.horizon, *[s for s in spec.seasons if s <= 168] or [1])
+    block = season_block(p.horizon, spec.seasons)
     rivals = {b: chosen[b, "gate"].sums for b in sorted(baselines)}
     if champion is not None:
         needs = next((e.system.needs for e in entries if e.system.name == champion.system), ("past", "ahead"))
