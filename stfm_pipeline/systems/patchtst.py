@@ -63,5 +63,5 @@ SYSTEM = System(
     backbone="transformer",
     dependencies="temporal",
     build=PatchTST,
-    training=Training(learning_rate=5e-4),
+    training=Training(learning_rate=2e-4, batch_size=64, precision="bf16"),
 )
