@@ -16,7 +16,8 @@ from stfm_pipeline.cli.base import (
 )
 
 if TYPE_CHECKING:
-    pass
+    from stfm_pipeline.datasets.spec import DatasetSpec
+    from stfm_pipeline.lake import Stage
 
 
 @command(datasets_app, "list")
@@ -48,30 +49,67 @@ def datasets_list(as_json: Json = False) -> None:
 
 @command(datasets_app, "show")
 def datasets_show(name: str, as_json: Json = False) -> None:
-    """A dataset's spec, facts and stages."""
-    import json
-
-    from stfm_pipeline.console import emit, say, table
+    """What a dataset is, how much of it there is and how seasonal it is; and all of it as an HTML page."""
+    from stfm_pipeline.console import emit, say
     from stfm_pipeline.datasets.catalog import get_dataset
+    from stfm_pipeline.pages.base import write
+    from stfm_pipeline.pages.dataset import dataset_page
 
     spec = get_dataset(name).spec
-    _, lake = open_lake()
-    stages = list(lake.stages(name))
+    settings, lake = open_lake()
+    page = dataset_page(spec, lake)
+    path = write(page.html, settings.root / "reports" / name / "dataset.html")
+    stages = sorted(lake.stages(name), key=lambda s: s.published_at)
     if as_json:
         facts = {s.name: {"version": s.version, "published_at": s.published_at, "facts": s.facts} for s in stages}
-        emit({**spec.model_dump(mode="json"), "stages": facts})
+        emit({**spec.model_dump(mode="json"), "stages": facts, "measured": page.numbers, "page": path})
         return
-    say(f"{spec.title}\n{spec.description}\nlicence {spec.licence}, {spec.homepage}\n")
-    rows = [[c.name, c.unit, c.description] for c in spec.channels]
-    table("channels", ["name", "unit", "description"], rows)
-    table(
-        "stages",
-        ["stage", "version", "published", "tables"],
-        [[s.name, s.version, s.published_at, ", ".join(s.tables)] for s in stages],
-    )
-    if harmonized := lake.stage(name, "harmonized"):
-        kept = ("steps", "entities", "start", "end", "edges", "observed_share", "zero_share", "report", "masked")
-        say(json.dumps({k: harmonized.facts[k] for k in kept}, indent=1))
+    say("\n".join(filter(None, (spec.title, spec.description, f"licence {spec.licence}", spec.homepage))) + "\n")
+    _show_spec(spec, page.numbers["protocol"], stages)
+    if "missing" in page.numbers:
+        _show_measured(page.numbers)
+    else:
+        say(f"\nnot materialised yet: `stfm run {name} --until enriched`")
+    say(f"page {path}")
+
+
+def _show_spec(spec: DatasetSpec, protocol: dict[str, str], stages: list[Stage]) -> None:
+    from stfm_pipeline.console import table
+    from stfm_pipeline.pages.dataset.facts import channel
+
+    rows = [[c[k] for k in ("name", "unit", "about", "range", "codes", "absent")] for c in map(channel, spec.channels)]
+    table("channels", ["name", "unit", "what it is", "range kept", "codes for missing", "no row means"], rows)
+    table("\nprotocol", ["term", "value"], list(protocol.items()))
+    if stages:
+        shown = [[s.name, s.version, s.published_at, ", ".join(s.tables)] for s in stages]
+        table("\nstages", ["stage", "version", "published", "tables"], shown)
+
+
+def _show_measured(numbers: dict[str, Any]) -> None:
+    from stfm_pipeline.console import say, table
+    from stfm_pipeline.pages.base import moment, percent
+    from stfm_pipeline.pages.dataset.seasons import standing_out
+
+    parts = ["all", "train", "val", "gate", "test"]
+    shares = [[r["channel"], *(percent(r[p]) for p in parts)] for r in numbers["missing"]]
+    table("\nmissing", ["channel", *parts], shares, parts)
+    seasons = [
+        [
+            r["channel"],
+            r["season"],
+            *("–" if q is None else f"{q[1]:.2f}" for q in (r["strength"], r["trend"])),
+            r["series"],
+        ]
+        for r in numbers["seasons"]
+    ]
+    columns = ["channel", "season", "strength", "trend", "series"]
+    table("\nseasonal strength, median of entities", columns, seasons, columns[2:])
+    say("")
+    for entry in numbers["spectrum"]:
+        say(f"spectrum of {entry['channel']}: {standing_out(entry)}")
+    for gap in numbers["gaps"][:1]:
+        where = f"{gap['entity']}, {gap['channel']}, {gap['length']}"
+        say(f"longest gap: {where}, {moment(gap['start'])} to {moment(gap['end'])} UTC")
 
 
 @command(datasets_app, "export")

@@ -30,8 +30,13 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def percent(value: float | None, sign: bool = False) -> str:
-    if finite(value) is None:
+    """To a tenth; without a sign, what is nearly nothing or nearly all is told from 0 % and 100 %."""
+    if value is None or not math.isfinite(value):
         return DASH
+    if not sign and 0 < value < 0.0005:
+        return "<0.1%"
+    if not sign and 0.9995 <= value < 1:
+        return ">99.9%"
     return f"{value:+.1%}" if sign else f"{value:.1%}"
 
 
