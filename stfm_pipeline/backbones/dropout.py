@@ -39,17 +39,23 @@ class Dropout(nn.Module):
         return f"p={self.p}"
 
 
-class ReluDropout(Dropout):
-    """dropout(relu(x)) in fewer passes over memory: what is 0 afterwards has no gradient, so no mask is kept.
+class ReluDropoutLinear(nn.Linear):
+    """linear(dropout(relu(x))) in few passes over memory. Shapes: (..., d) -> (..., e).
 
-    `x` may be overwritten, as by `nn.ReLU(inplace=True)`.
+    The kept cells' scale is moved to the weights, which are fewer, and what is 0 after dropout has no gradient, so no
+    mask is kept. `x` is overwritten, as by `nn.ReLU(inplace=True)`.
     """
 
-    def forward(self, x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        if not self.training or not self.dropped or not quick(x):
-            return super().forward(F.relu(x, inplace=True))
-        out: Tensor = _ReluDrop.apply(x, self.dropped)  # type: ignore[no-untyped-call]
-        return out
+    def __init__(self, inputs: int, outputs: int, p: float) -> None:
+        super().__init__(inputs, outputs)
+        self.drop = Dropout(p)
+
+    def forward(self, x: Float[Tensor, "*s d"]) -> Float[Tensor, "*s e"]:
+        dropped = self.drop.dropped
+        if not self.training or not dropped or not quick(x):
+            return super().forward(self.drop(F.relu(x, inplace=True)))
+        kept: Tensor = _ReluDrop.apply(x, dropped)  # type: ignore[no-untyped-call]
+        return F.linear(kept, self.weight * scale_of(dropped), self.bias)
 
 
 def quick(x: Tensor) -> bool:
@@ -90,16 +96,17 @@ def _masked(x: Tensor, keep: Tensor, scale: float) -> Tensor:
 
 
 class _ReluDrop(torch.autograd.Function):
+    """relu(x) where kept, without a scale."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropped: int) -> Tensor:
-        ctx.scale = scale_of(dropped)
         ctx.mark_dirty(x)
         keep = keep_bits(x, dropped)
         x.relu_().view(keep.dtype).bitwise_and_(keep)
-        ctx.save_for_backward(x.mul_(ctx.scale))
+        ctx.save_for_backward(x)
         return x
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (out,) = ctx.saved_tensors
-        return torch.ops.aten.threshold_backward(grad, out, 0).mul_(ctx.scale), None
+        return torch.ops.aten.threshold_backward(grad, out, 0), None

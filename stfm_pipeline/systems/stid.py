@@ -77,5 +77,5 @@ SYSTEM = System(
     dependencies="both",
     build=STID,
     needs=("past", "ahead"),
-    training=Training(learning_rate=2e-3, batch_size=8),
+    training=Training(learning_rate=2e-3, batch_size=8, precision="bf16"),
 )
