@@ -12,6 +12,8 @@ Array = NDArray[np.float64]
 Sparse = Any
 DEGENERATE = 1e-6
 DENSE = 1500
+BAND = 2000
+SHIFT = 1e-8
 
 
 def normalized_coordinates(lon: Array, lat: Array) -> Array:
@@ -29,7 +31,7 @@ def laplacian_eigenvectors(adjacency: Sparse, k: int) -> Array:
 
     The sign is fixed by making the entry of largest magnitude positive. Missing ones (n <= k) are zero columns, and so
     are those of a repeated eigenvalue: their basis is arbitrary and would differ between machines. Up to DENSE nodes
-    all are computed; beyond, the smallest alone, by Lanczos from a fixed start.
+    all are computed; beyond, the smallest alone, by Lanczos from a fixed start, on the inverse where that is sparse.
     """
     n = adjacency.shape[0]
     out = np.zeros((n, k))
@@ -63,19 +65,48 @@ def _smallest(adjacency: Sparse, k: int) -> tuple[Array, Array]:
     null /= np.linalg.norm(null, axis=0)
     if len(there) >= k:
         return np.zeros(k), null
-    # The largest of 2 - L are the smallest of L, and nothing has to be factorised.
-    flipped = LinearOperator((n, n), lambda x: 2 * x - laplacian @ x - 2 * (null @ (null.T @ x)), dtype=np.float64)
+    outside = LinearOperator((n, n), lambda x: x - null @ (null.T @ x), dtype=np.float64)
+    # Where separators are small, eigenvalues crowd at 0: there the inverse spreads them out. Where they are not, a
+    # factor would fill up, but 2 - L gets there soon.
+    inverse = _inverse(laplacian)
+    turned = inverse or LinearOperator((n, n), lambda x: 2 * x - laplacian @ x, dtype=np.float64)
     start = np.cos(np.arange(n, dtype=np.float64))
     wanted = k - len(there)
     try:
         values, vectors = eigsh(
-            flipped, wanted, which="LA", v0=start, ncv=min(n, max(6 * k, 60)), maxiter=2000, tol=1e-9
+            outside @ turned @ outside,
+            wanted,
+            which="LA",
+            v0=start,
+            ncv=min(n, max(3 * k, 20) if inverse else max(6 * k, 60)),
+            maxiter=2000,
+            tol=1e-9,
         )
     except ArpackNoConvergence as error:
         values, vectors = error.eigenvalues, error.eigenvectors
-    order = np.argsort(-values)
-    zeros = np.zeros(len(there))
-    return np.concatenate([zeros, 2 - values[order]]), np.concatenate([null, vectors[:, order]], axis=1)
+    values = 1 / values - SHIFT if inverse else 2 - values
+    order = np.argsort(values)
+    return np.concatenate([np.zeros(len(there)), values[order]]), np.concatenate([null, vectors[:, order]], axis=1)
+
+
+def _inverse(laplacian: Sparse) -> Any:
+    """The inverse of L + SHIFT as an operator, or None where its factors could fill up."""
+    from scipy.sparse import eye_array
+    from scipy.sparse.csgraph import reverse_cuthill_mckee
+    from scipy.sparse.linalg import LinearOperator, splu
+
+    n = laplacian.shape[0]
+    place = np.argsort(reverse_cuthill_mckee(laplacian, symmetric_mode=True))
+    rows, columns = laplacian.nonzero()
+    if np.abs(place[rows] - place[columns]).max(initial=0) > BAND:
+        return None
+    factors = splu(
+        (laplacian + SHIFT * eye_array(n)).tocsc(),
+        permc_spec="MMD_AT_PLUS_A",
+        diag_pivot_thresh=0,
+        options={"SymmetricMode": True},
+    )
+    return LinearOperator((n, n), factors.solve, dtype=np.float64)
 
 
 def _laplacian(adjacency: Sparse) -> Sparse:
