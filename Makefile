@@ -27,7 +27,7 @@ $(VENV)/.ready: pyproject.toml $(CONSTRAINTS) tools/install_torch.py
 	@touch $@
 
 demo: $(VENV)/.ready ## real data to a registered champion, with a report
-	@$(BIN)/stfm run
+	@$(BIN)/stfm run --system dlinear --system stid
 
 test: $(VENV)/.ready ## run the tests
 	@$(BIN)/python -m pytest
