@@ -103,7 +103,7 @@ def _chart(layout: Layout, names: list[str], patch: NDArray[np.int64], linked: N
     x, y, aspect = _axes(layout.x[drawn], layout.y[drawn], layout.degrees)
     kinds = np.unique(patch[drawn])
     said = f"{int(drawn.sum()):,} entities" + (f" in {len(kinds):,} patches" if cut else "")
-    said += f", {len(linked):,} linked pairs"
+    said += f", {len(linked):,} linked pairs" if len(linked) else ""
     kind = "Map" if layout.degrees else "Stand-in layout"
     chart = Chart(f"{kind}: {said}", f"{kind} of {said}. The table below gives the patches.", x, y, aspect)
     here = {int(p): np.flatnonzero(drawn & (patch == p)) for p in kinds}
@@ -115,7 +115,7 @@ def _chart(layout: Layout, names: list[str], patch: NDArray[np.int64], linked: N
     size = 9 if len(names) <= 200 else 6 if len(names) <= 1000 else 4
     for p, i in here.items():
         titles = [f"{names[k]}, patch {p}" if cut else names[k] for k in i] if len(names) <= TITLED else ()
-        chart.dots(layout.x[i], layout.y[i], f"--h:{hue(p)}" if cut else "--h:217", size, titles)
+        chart.dots(layout.x[i], layout.y[i], tone(p) if cut else "--h:217", size, titles)
     degree = np.bincount(linked.ravel(), minlength=len(names))
     if len(names) <= TITLED:
         _label(chart, names, layout, [int(i) for i in np.argsort(-degree, kind="stable") if drawn[i]])
@@ -179,11 +179,11 @@ def _box(dot: Floats, toward: Floats, length: float) -> Floats:
     return np.concatenate([centre - half, centre + half])
 
 
-def hue(patch: int) -> int:
-    """Neighbouring patches have neighbouring codes; the golden angle sets their hues far apart."""
-    return round(patch * GOLDEN_ANGLE) % 360
+def tone(patch: int) -> str:
+    """Neighbouring patches have neighbouring codes; the golden angle sets their hues far apart, greens by lightness."""
+    return f"--h:{round(patch * GOLDEN_ANGLE) % 360};--dl:{8 * (patch % 3 - 1)}%"
 
 
 def _patches(names: list[str], patch: NDArray[np.int64]) -> list[dict[str, Any]]:
     groups = {int(p): [names[i] for i in np.flatnonzero(patch == p)] for p in np.unique(patch)}
-    return [{"patch": p, "hue": hue(p), "size": len(g), "names": g[:8]} for p, g in groups.items()]
+    return [{"patch": p, "tone": tone(p), "size": len(g), "names": g[:8]} for p, g in groups.items()]

@@ -180,21 +180,20 @@ def _spectrum_chart(d: Loaded, entry: dict[str, Any], period: Floats, power: Flo
     full = np.flatnonzero(height)
     top = float(height.max())
     x = periods(float(period[-1]), float(period[0]))
-    y = logarithmic(
-        max(float(np.quantile(height[full], 0.02)) / 2, top / 1e6), top * 6, "share of variance, logarithmic"
-    )
+    floor = max(float(np.quantile(height[full], 0.02)) / 2, top / 1e8)
+    y = logarithmic(floor, top * 6, "share of variance, logarithmic")
     alt = f"Mean periodogram of {entry['channel']} over {entry['series']:,} series; {standing_out(entry)}."
     chart = Chart(f"{entry['channel']}: periodogram", alt, x, y)
     for season in d.seasons:
         if x.low <= season.steps * us <= x.high:
             chart.rule(season.steps * us)
-    chart.line(np.sqrt(bins[:-1] * bins[1:])[full], height[full], "t0")
-    taken: list[float] = []
-    for peak in entry["peaks"]:
-        at, place = peak["steps"] * us, float(x.share(peak["steps"] * us))
+    chart.line(np.sqrt(bins[:-1] * bins[1:])[full], np.where(height > floor, height, np.nan)[full], "t0")
+    places = [float(x.share(p["steps"] * us)) for p in entry["peaks"]]
+    for i, (peak, place) in enumerate(zip(entry["peaks"], places, strict=True)):
+        at = peak["steps"] * us
         chart.dots([at], [peak["share"]], "--h:28", 8)
-        if all(abs(place - other) > 0.2 for other in taken):
-            taken.append(place)
+        # The highest has its label whatever lies beside it: the others are lower.
+        if i == 0 or all(abs(place - other) > 0.15 for other in places[:i] + places[i + 1 :]):
             chart.note(at, peak["share"], peak["length"], "right" if place < 0.88 else "left")
     return chart.html()
 
