@@ -33,7 +33,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], num
     view = Table(title=title, title_justify="left", header_style="bold", box=None, padding=(0, 2, 0, 0))
     for column in columns:
         right = column in numeric
-        view.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=right or column == columns[0])
+        whole = right or column == columns[0]
+        view.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=whole)
     for row in rows:
         view.add_row(*("" if v is None else escape(str(v)) for v in row))
     Console(width=None if sys.stdout.isatty() else 140).print(view)
