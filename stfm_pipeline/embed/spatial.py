@@ -133,20 +133,29 @@ def balanced_patches(xy: Array, size: int) -> NDArray[np.int32]:
     Patches hold at most `size` entities and differ by at most one; on a regular grid they are rectangles.
     """
     n = len(xy)
-    patch = np.zeros(n, np.int32)
-    depth = max(0, int(np.ceil(np.log2(max(n, 1) / size))))
-    groups = [np.arange(n)]
-    for _ in range(depth):
-        halves = []
-        for group in groups:
-            spread = np.ptp(xy[group], axis=0) if len(group) else np.zeros(2)
-            axis = int(spread[1] > spread[0])
-            order = group[np.lexsort((xy[group, 1 - axis], xy[group, axis]))]
-            half = (len(order) + 1) // 2
-            halves += [order[:half], order[half:]]
-        groups = halves
-    for code, group in enumerate(groups):
-        patch[group] = code
+    # Sorted once along each axis; every halving keeps both orders, so a level takes time in proportion to n.
+    orders = [np.lexsort((xy[:, 1 - axis], xy[:, axis])) for axis in (0, 1)]
+    sizes = np.array([n])
+    for _ in range(max(0, int(np.ceil(np.log2(max(n, 1) / size))))):
+        start = np.cumsum(sizes) - sizes
+        half = (sizes + 1) // 2
+        spread = np.zeros((2, len(sizes)))
+        some = sizes > 0
+        for axis, order in enumerate(orders):
+            along = xy[order, axis]
+            spread[axis, some] = along[(start + sizes - 1)[some]] - along[start[some]]
+        group = np.repeat(np.arange(len(sizes)), sizes)
+        late = np.arange(n) - start[group] >= half[group]
+        upright = (spread[1] > spread[0])[group]
+        second = np.empty(n, np.bool_)
+        for turned, order in zip((~upright, upright), orders, strict=True):
+            second[order[turned]] = late[turned]
+        # Small integers are sorted by their digits.
+        key = (2 * group).astype(np.uint16 if 2 * len(sizes) <= 2**16 else np.int64)
+        orders = [order[np.argsort(key + second[order], kind="stable")] for order in orders]
+        sizes = np.stack([half, sizes - half], axis=1).ravel()
+    patch = np.empty(n, np.int32)
+    patch[orders[0]] = np.repeat(np.arange(len(sizes)), sizes)
     return patch
 
 

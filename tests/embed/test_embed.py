@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 from fixtures.synthetic import make_spec, tables
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
@@ -69,6 +69,7 @@ def test_patches_of_a_grid_are_rectangles() -> None:
 
 
 @given(st.integers(1, 200), st.integers(1, 20), st.integers(0, 5))
+@settings(deadline=None)
 def test_patches_are_balanced_whatever_the_points(n: int, size: int, seed: int) -> None:
     sizes = np.bincount(balanced_patches(np.random.default_rng(seed).normal(size=(n, 2)), size))
     assert sizes.sum() == n
@@ -194,6 +195,7 @@ def test_entities_without_a_place_are_patched_along_their_edges() -> None:
 
 
 @given(st.integers(0, 50), st.integers(2, 12), st.integers(1, 15))
+@settings(deadline=None)
 def test_eigenvectors_are_orthonormal_and_short_of_entities_zero(seed: int, n: int, k: int) -> None:
     weights = np.random.default_rng(seed).random((n, n)) + 0.01
     vectors = laplacian_eigenvectors(csr_array(weights), k)
