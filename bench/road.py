@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ TRAFFIC = """\
 kind: graph
 zone: UTC
 tables:
-  observations: {{format: wide, file: speed.{form}, {time}}}
+  observations: {{format: wide, file: speed.{form}, {where}}}
   entities: {{format: places, file: places.csv}}
   edges: {{format: edges, file: edges.csv, weight: weight}}
 channels:
@@ -26,7 +27,7 @@ task: {{look_back: 12, horizon: 12}}
 
 
 def write(folder: Path, steps: int, sensors: int, step: str, form: str) -> None:
-    """A made-up source of this size: speeds with a daily rhythm, places on a plane, some twenty neighbours each."""
+    """A made-up source of this size: speeds with a daily rhythm, places on a plane, twelve neighbours each."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
     names = [f"s{i:05d}" for i in range(sensors)]
@@ -58,8 +59,8 @@ def write(folder: Path, steps: int, sensors: int, step: str, form: str) -> None:
     near = [(order[i], order[(i + k) % sensors]) for i in range(sensors) for k in range(1, min(13, sensors))]
     edges = [f"{names[a]},{names[b]},{1 / (1 + 100 * np.abs(xy[a] - xy[b]).sum()):.4f}" for a, b in near]
     (folder / "edges.csv").write_text("source,target,weight\n" + "\n".join(edges) + "\n")
-    time = "key: df" if form == "h5" else "time: time"
-    (folder / "traffic.yaml").write_text(TRAFFIC.format(form=form, time=time, step=step))
+    where = "key: df" if form == "h5" else "time: time"
+    (folder / "traffic.yaml").write_text(TRAFFIC.format(form=form, where=where, step=step))
 
 
 def child(home: str) -> None:
@@ -71,11 +72,12 @@ def child(home: str) -> None:
     settings = Settings(home=Path(home))
     lake = Lake(settings.lake_uri)
     seconds = {}
+    began = time.process_time()
     for stage in STEPS:
         outcome = materialize("traffic", stage, lake, settings)
         assert outcome.stage is not None, outcome.checks
         seconds[stage] = round(outcome.seconds, 2)
-    finish(stages=seconds)
+    finish(stages=seconds, stages_cpu=time.process_time() - began)
 
 
 def once(steps: int, sensors: int, step: str, form: str) -> dict[str, Any]:
@@ -96,9 +98,11 @@ def main(quick: bool) -> None:
         )
     sizes = (500, 1000, 2000) if quick else (500, 1000, 2000, 4000, 8600)
     times = []
+    busy = []
     for sensors in sizes:
         found = once(8760, sensors, "1h", "h5")
         times.append(sum(found["stages"].values()))
+        busy.append(found["stages_cpu"])
         print(f"     raw h5 of 8760 x {sensors}: {cost(found)}; stages {found['stages']}", flush=True)
     if not quick:
         line(
@@ -107,8 +111,13 @@ def main(quick: bool) -> None:
             "40 s, 3000 MB",
             found["seconds"] <= 40 and found["peak_mb"] <= 3000,
         )
-    exponent = float(np.polyfit(np.log(sizes), np.log(times), 1)[0])
-    line("exponent of the road's seconds in entities, imports left out", f"{exponent:.2f}", "1.1", exponent <= 1.1)
+    wall, cpu = (float(np.polyfit(np.log(sizes), np.log(t), 1)[0]) for t in (times, busy))
+    line(
+        f"exponent of the road's seconds in entities ({sizes[0]} to {sizes[-1]}), imports left out",
+        f"{wall:.2f} ({cpu:.2f} of its CPU seconds)",
+        "1.1",
+        wall <= 1.1,
+    )
 
 
 if __name__ == "__main__":

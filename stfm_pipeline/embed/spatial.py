@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Sparse = Any
 DEGENERATE = 1e-6
-DENSE = 1500
+DENSE = 100
 BAND = 2000
 SHIFT = 1e-8
 
@@ -29,9 +29,9 @@ def normalized_coordinates(lon: Array, lat: Array) -> Array:
 def laplacian_eigenvectors(adjacency: Sparse, k: int) -> Array:
     """(n, k) eigenvectors of the symmetric normalised Laplacian with the smallest non-trivial eigenvalues.
 
-    The sign is fixed by making the entry of largest magnitude positive. Missing ones (n <= k) are zero columns, and so
-    are those of a repeated eigenvalue: their basis is arbitrary and would differ between machines. Up to DENSE nodes
-    all are computed; beyond, the smallest alone, by Lanczos from a fixed start, on the inverse where that is sparse.
+    The sign is fixed by making the (first) entry of largest magnitude positive. Missing ones (n <= k) are zero columns,
+    and so are those of a repeated eigenvalue: their basis is arbitrary and would differ between machines. Up to DENSE
+    nodes all are computed; beyond, the smallest alone, by Lanczos from a fixed start, on the inverse if sparse.
     """
     n = adjacency.shape[0]
     out = np.zeros((n, k))
@@ -41,7 +41,9 @@ def laplacian_eigenvectors(adjacency: Sparse, k: int) -> Array:
     gaps = np.concatenate([[np.inf], np.diff(values), [np.inf]])
     alone = np.minimum(gaps[:-1], gaps[1:]) > DEGENERATE
     chosen = (vectors * alone)[:, 1 : k + 1]
-    peak = np.abs(chosen).argmax(axis=0)
+    size = np.abs(chosen)
+    # Of entries that differ by rounding alone, the first decides.
+    peak = (size >= size.max(axis=0, initial=0) * (1 - 1e-6)).argmax(axis=0)
     sign = np.sign(chosen[peak, np.arange(chosen.shape[1])])
     out[:, : chosen.shape[1]] = chosen * np.where(sign == 0, 1, sign)
     return out
@@ -50,63 +52,77 @@ def laplacian_eigenvectors(adjacency: Sparse, k: int) -> Array:
 def _smallest(adjacency: Sparse, k: int) -> tuple[Array, Array]:
     """Eigenvalues of the Laplacian in rising order with vectors as columns: all of a small one, k of a large one."""
     from scipy.sparse.csgraph import connected_components
-    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
     laplacian, n = _laplacian(adjacency), adjacency.shape[0]
-    if n <= DENSE:
+    if n <= max(DENSE, 4 * k):
         values, vectors = np.linalg.eigh(laplacian.toarray())
         return values, vectors
-    # Each component has an eigenvalue 0 whose vector is known; Lanczos from one start would miss repeated ones.
+    # Each component has an eigenvalue 0 whose vector is known.
     weights = adjacency.maximum(adjacency.T)
     root = np.sqrt(np.asarray(weights.sum(axis=1)).ravel())
     label = connected_components(weights, directed=False)[1]
     there = np.unique(label[root > 0])[:k]
-    null = np.where(label[:, None] == there, root[:, None], 0)
-    null /= np.linalg.norm(null, axis=0)
-    if len(there) >= k:
-        return np.zeros(k), null
-    outside = LinearOperator((n, n), lambda x: x - null @ (null.T @ x), dtype=np.float64)
-    # Where separators are small, eigenvalues crowd at 0: there the inverse spreads them out. Where they are not, a
-    # factor would fill up, but 2 - L gets there soon.
-    inverse = _inverse(laplacian)
-    turned = inverse or LinearOperator((n, n), lambda x: 2 * x - laplacian @ x, dtype=np.float64)
-    start = np.cos(np.arange(n, dtype=np.float64))
+    vectors = np.where(label[:, None] == there, root[:, None], 0)
+    vectors /= np.linalg.norm(vectors, axis=0)
+    values, inverse = np.zeros(len(there)), _inverse(laplacian)
     wanted = k - len(there)
+    while wanted:
+        more, new = _lanczos(laplacian, inverse, vectors, wanted)
+        # One start finds one vector of a repeated eigenvalue, so another looks for what is left below the k-th.
+        if not len(more) or (len(values) >= k and more.min() > np.sort(values)[k - 1] - DEGENERATE / 2):
+            break
+        values, vectors = np.append(values, more), np.concatenate([vectors, new], axis=1)
+        wanted = 1
+    order = np.argsort(values)[:k]
+    return values[order], vectors[:, order]
+
+
+def _lanczos(laplacian: Sparse, inverse: Any, known: Array, wanted: int) -> tuple[Array, Array]:
+    """The smallest eigenvalues with vectors at right angles to the `known` ones."""
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+
+    n = laplacian.shape[0]
+
+    def operate(x: Array) -> Array:
+        x = x - known @ (known.T @ x)
+        # Where separators are small, eigenvalues crowd at 0: there the inverse spreads them out. Where they are not,
+        # its factors would fill up, but 2 - L gets there soon.
+        y = 2 * x - laplacian @ x if inverse is None else inverse.solve(x)
+        return np.asarray(y - known @ (known.T @ y))
+
+    size = max(6 * wanted, 60) if inverse is None else max(3 * wanted, 20)
     try:
         values, vectors = eigsh(
-            outside @ turned @ outside,
+            LinearOperator((n, n), operate, dtype=np.float64),
             wanted,
             which="LA",
-            v0=start,
-            ncv=min(n, max(3 * k, 20) if inverse else max(6 * k, 60)),
+            v0=np.cos(np.arange(n) * (1.0 + known.shape[1])),
+            ncv=min(n, size),
             maxiter=2000,
             tol=1e-9,
         )
     except ArpackNoConvergence as error:
         values, vectors = error.eigenvalues, error.eigenvectors
-    values = 1 / values - SHIFT if inverse else 2 - values
-    order = np.argsort(values)
-    return np.concatenate([np.zeros(len(there)), values[order]]), np.concatenate([null, vectors[:, order]], axis=1)
+    return (2 - values if inverse is None else 1 / values - SHIFT), vectors
 
 
 def _inverse(laplacian: Sparse) -> Any:
-    """The inverse of L + SHIFT as an operator, or None where its factors could fill up."""
+    """L + SHIFT factorised, or None where its factors could fill up."""
     from scipy.sparse import eye_array
     from scipy.sparse.csgraph import reverse_cuthill_mckee
-    from scipy.sparse.linalg import LinearOperator, splu
+    from scipy.sparse.linalg import splu
 
     n = laplacian.shape[0]
     place = np.argsort(reverse_cuthill_mckee(laplacian, symmetric_mode=True))
     rows, columns = laplacian.nonzero()
     if np.abs(place[rows] - place[columns]).max(initial=0) > BAND:
         return None
-    factors = splu(
+    return splu(
         (laplacian + SHIFT * eye_array(n)).tocsc(),
         permc_spec="MMD_AT_PLUS_A",
         diag_pivot_thresh=0,
         options={"SymmetricMode": True},
     )
-    return LinearOperator((n, n), factors.solve, dtype=np.float64)
 
 
 def _laplacian(adjacency: Sparse) -> Sparse:

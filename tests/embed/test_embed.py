@@ -244,6 +244,23 @@ def test_a_large_sparse_graph_gets_the_eigenvectors_that_the_dense_way_gives(
     assert np.allclose(dense, sparse, atol=1e-6)
 
 
+@pytest.mark.parametrize("band", [0, 2000])
+@pytest.mark.parametrize(("height", "width"), [(12, 12), (12, 19)])
+def test_repeated_eigenvalues_of_a_grid_are_left_out_the_sparse_way_too(
+    height: int, width: int, band: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row, column = np.divmod(np.arange(height * width), width)
+    apart = np.abs(row[:, None] - row) + np.abs(column[:, None] - column)
+    grid = csr_array((apart == 1).astype(float))
+    monkeypatch.setattr(spatial, "DENSE", 10_000)
+    dense = laplacian_eigenvectors(grid, 8)
+    monkeypatch.setattr(spatial, "DENSE", 0)
+    monkeypatch.setattr(spatial, "BAND", band)
+    sparse = laplacian_eigenvectors(grid, 8)
+    assert (dense != 0).any(axis=0).all() == (height != width), "a square has each wave in both directions"
+    assert np.allclose(dense, sparse, atol=1e-6)
+
+
 def test_patches_of_a_square_grid_are_equal_rectangles() -> None:
     rows, columns = np.divmod(np.arange(64 * 64), 64)
     patch = balanced_patches(np.stack([columns, rows], axis=1).astype(float), 16)
