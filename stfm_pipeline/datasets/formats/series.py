@@ -103,7 +103,7 @@ class Wide(_Dated):
                 fix="if one of them is the time, name it as `time`",
             )
         entities = frame.columns if self.header else [str(i) for i in range(frame.width)]
-        return times, entities, frame.select(pl.all().cast(pl.Float64)).to_numpy()
+        return times, entities, frame.select(pl.all().cast(pl.Float64)).to_numpy(order="c")
 
 
 class Tensor(_Dated):
