@@ -22,6 +22,7 @@ from stfm_pipeline.errors import MetricError
 Array = NDArray[np.float64]
 ZERO_SHARE_FOR_MAPE = 0.1
 SCALES = ("data", "standardised")
+NORMAL = 1.959964
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Sums:
         """Add a batch in data units; `hour` is the civil time of day of each target step."""
         bad = ~prediction.isfinite() & observed
         if bool(bad.any()):
-            first = [tuple(i) for i in bad.nonzero()[:5].tolist()]
+            first = [(self._at + i, *at) for i, *at in bad.nonzero()[:5].tolist()]
             raise MetricError(
                 "a forecast is not finite where a target is observed",
                 expected="finite forecasts",
@@ -212,16 +213,22 @@ def paired_bootstrap(
     """1 - mean over channels of the ratio of two error sums (windows, channels), with its 95 % interval.
 
     Paired moving-block bootstrap over windows in time order (Kunsch 1989). Blocks of at least one season keep the
-    windows' overlap and daily rhythm inside a block.
+    windows' overlap and daily rhythm inside a block. The interval is widened as Student's t widens the normal one with
+    as many values as disjoint blocks fit into the windows; fewer than two blocks say nothing: (margin, -inf, inf).
     """
-    w = len(ours)
-    block = max(1, min(block, w))
-    starts = np.random.default_rng(seed).integers(0, w - block + 1, size=(draws, -(-w // block)))
+    from scipy.special import stdtrit
 
     def margin(a: Array, b: Array) -> Array:
-        return np.asarray(1 - (a / np.maximum(b, 1e-12)).mean(axis=-1))
+        # Without any error on either side, as where a draw holds no cell of a channel, neither is better.
+        return np.asarray(1 - np.where((a == 0) & (b == 0), 1.0, a / np.maximum(b, 1e-12)).mean(axis=-1))
 
+    whole, w = float(margin(ours.sum(0), theirs.sum(0))), len(ours)
+    blocks = w / block
+    if blocks < 2:
+        return whole, -math.inf, math.inf
+    starts = np.random.default_rng(seed).integers(0, w - block + 1, size=(draws, -(-w // block)))
     sums = [np.concatenate([np.zeros((1, s.shape[1])), s.cumsum(0)]) for s in (ours, theirs)]
     a, b = ((s[starts + block] - s[starts]).sum(axis=1) for s in sums)
-    low, high = np.quantile(margin(a, b), [0.025, 0.975])
-    return float(margin(ours.sum(0), theirs.sum(0))), float(low), float(high)
+    wider = stdtrit(blocks - 1, 0.975) / NORMAL * math.sqrt(blocks / (blocks - 1))
+    low, high = whole + wider * (np.quantile(margin(a, b), [0.025, 0.975]) - whole)
+    return whole, float(low), float(high)

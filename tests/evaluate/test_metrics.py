@@ -10,7 +10,7 @@ import torchmetrics.functional as reference
 from stfm_pipeline.errors import MetricError
 from stfm_pipeline.evaluate.calibration import conformal_offsets
 from stfm_pipeline.evaluate.choose import decide, too_short_to_rank, val_scores
-from stfm_pipeline.evaluate.metrics import Row, Sums, block_bootstrap, mean_rows
+from stfm_pipeline.evaluate.metrics import Row, Sums, block_bootstrap, mean_rows, paired_bootstrap
 
 W, H, N, C = 40, 3, 4, 2
 
@@ -116,6 +116,37 @@ def test_bootstrap_interval_holds_a_true_margin_and_excludes_none() -> None:
         block_bootstrap(good, other, block=6)
 
 
+@pytest.mark.parametrize("windows", [60, 120])
+def test_an_interval_from_few_blocks_is_wide_enough_for_what_it_claims(windows: int) -> None:
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(100):
+        # Errors of windows that overlap by eleven of twelve steps; the truth is a margin of a tenth.
+        raw = np.abs(rng.normal(0, 1, (2, windows + 11))) * np.array([[0.9], [1.0]])
+        ours, theirs = (np.convolve(r, np.ones(12), "valid")[:, None] for r in raw)
+        _, low, high = paired_bootstrap(ours, theirs, block=12, draws=200)
+        held += low <= 0.1 <= high
+    assert held >= 85
+
+
+def test_less_than_two_blocks_say_nothing_and_promote_nobody() -> None:
+    prediction, target, observed = batch(share=1.1)
+    bad, good = scored(prediction, target, observed), scored(target + (prediction - target) * 0.5, target, observed)
+    margin, low, high = block_bootstrap(good, bad, block=good.windows)
+    assert margin == pytest.approx(0.5, abs=1e-6)
+    assert (low, high) == (-np.inf, np.inf)
+    assert not decide(good, {"b": bad}, good.windows).promote
+
+
+def test_two_perfect_forecasts_tie_and_a_draw_without_cells_favours_nobody() -> None:
+    none = np.zeros((40, 1))
+    assert paired_bootstrap(none, none, block=4) == (0, 0, 0)
+    rare = none.copy()
+    rare[:2] = 1
+    margin, _, high = paired_bootstrap(1.5 * rare, rare, block=4)
+    assert margin == -0.5
+    assert high < 1
+
+
 def test_only_a_margin_beyond_doubt_promotes() -> None:
     prediction, target, observed = batch(share=1.1)
     bad = scored(prediction, target, observed)
@@ -150,7 +181,8 @@ def test_conformal_offsets_cover_exchangeable_residuals() -> None:
 
 
 def test_a_series_without_residuals_borrows_from_the_others() -> None:
-    residuals, seen = torch.randn(200, 1, 3, 1), torch.ones(200, 1, 3, 1, dtype=torch.bool)
+    residuals = torch.randn(200, 1, 3, 1, generator=torch.Generator().manual_seed(0))
+    seen = torch.ones(200, 1, 3, 1, dtype=torch.bool)
     seen[20:, :, 2] = False
     low, high = conformal_offsets(residuals, seen)
     assert float(high[0, 2, 0]) != float(high[0, 1, 0])
