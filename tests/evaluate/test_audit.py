@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fixtures.foreign_models import ridge, truth
 
-from stfm_pipeline.evaluate.audit import Finding
+from stfm_pipeline.evaluate.audit import Audit, Finding
 from stfm_pipeline.evaluate.compare import compare
 from stfm_pipeline.evaluate.exchange import export, window_set
 from stfm_pipeline.lake import Lake
@@ -47,6 +48,34 @@ def test_truth_shifted_by_a_step_is_told_with_its_shift(
     found = audit(folder, enriched, settings, truth(folder, shift))["mine"]
     assert found.suspect
     assert found.shift == shift
+    assert "better than its own" in found.suspicions[0]
+
+
+def test_a_shift_is_told_where_nothing_is_forecast_for_targets_that_nobody_observed(
+    folder: Path, enriched: Lake, settings: Settings
+) -> None:
+    s = np.load(folder / "series.npz")
+    seen = np.isfinite(np.stack([s["values"][i : i + 12] for i in s["origin"]]))
+    found = audit(folder, enriched, settings, np.where(seen, truth(folder, 1), np.nan))["mine"]
+    assert (found.shift, found.suspect) == (1, True)
+    honest = audit(folder, enriched, settings, np.where(seen, ridge(folder), np.nan))["mine"]
+    assert honest.gain is not None
+    assert honest.gain < 0
+    assert not honest.suspect
+
+
+@pytest.mark.parametrize(("windows", "horizon"), [(200, 12), (9, 4)])
+def test_one_channel_of_seven_that_is_shifted_is_told(windows: int, horizon: int) -> None:
+    noise = torch.randn(windows + horizon, 3, 7, generator=torch.Generator().manual_seed(0))
+    target, later = (torch.stack([noise[i + k : i + k + horizon] for i in range(windows)]) for k in (0, 1))
+    forecast = torch.zeros_like(target)
+    forecast[..., 4] = later[..., 4]
+    forecast[..., 5] = target[..., 5] / 2
+    seen = torch.ones_like(target, dtype=torch.bool)
+    one = Audit(windows, horizon, 7)
+    one.add(forecast, target, seen, torch.zeros_like(target), seen)
+    found = one.finding("mine", 24, np.zeros(horizon))
+    assert (found.shift, found.gain) == (1, pytest.approx(1, abs=1e-6))
     assert "better than its own" in found.suspicions[0]
 
 
