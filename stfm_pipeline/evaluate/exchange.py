@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,14 @@ from stfm_pipeline.forecaster import in_data_units
 if TYPE_CHECKING:
     from stfm_pipeline.windows import Panel
 
-ID = re.compile(r"(val|gate|test)-h(\d+)-s(\d+)-([0-9a-f]{12})-(\d+)")
+ID = re.compile(r"(val|gate|test)-h([0-9]{1,9})-s([0-9]{1,9})-([0-9a-f]{12})-[0-9]+")
+# What numpy and zipfile raise on bytes that are no arrays, or on a header that asks for more than there is memory.
+UNREADABLE = (
+    *(ValueError, OSError, EOFError, KeyError, TypeError, AttributeError, NotImplementedError, RuntimeError),
+    *(MemoryError, BadZipFile, zlib.error),
+)
+KEYS = ("window", "unique_id")
+NAMES = ("window", "entities", "channels")
 SUFFIXES = (".npz", ".parquet", ".csv")
 HOW = {
     "npz": "np.savez(FILE, window=ids, forecast=array): forecast is (windows, horizon, entities, channels) in data "
@@ -71,6 +79,8 @@ def window_set(panel: Panel, part: Part, every: int = 1) -> WindowSet:
     span = slice(int(origins[0]), int(origins[-1]) + p.horizon)
     digest = hashlib.sha256(json.dumps([p.entities, p.channels, p.step_us, p.horizon, every]).encode())
     digest.update(panel.times[origins.numpy()].astype(np.int64).tobytes())
+    # Standardised values are the same in any unit.
+    digest.update(p.tensors["mean"].numpy().tobytes() + p.tensors["std"].numpy().tobytes())
     observed = panel.arrays.observed[span].numpy()
     digest.update(np.packbits(observed).tobytes())
     digest.update(np.where(observed, panel.arrays.values[span].numpy(), np.float32(0)).tobytes())
@@ -83,8 +93,10 @@ def export(panel: Panel, chosen: WindowSet, folder: Path, facts: dict[str, Any],
     series.npz: times (t,) UTC, values (t, n, c) in data units with NaN where unobserved, entities, channels, mean and
     std (n, c) of the training part, the parts' bounds, and per window its id and origin. The folder appears whole.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder} is not empty", fix="name a new folder with --to")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError(
+            f"{folder} is {'not empty' if folder.is_dir() else 'a file'}", fix="name a new folder with --to"
+        )
     p = panel.problem
     mean, std = p.tensors["mean"], p.tensors["std"]
     values = torch.where(panel.arrays.observed, in_data_units(panel.arrays.values, p), torch.nan).numpy()
@@ -105,8 +117,13 @@ def export(panel: Panel, chosen: WindowSet, folder: Path, facts: dict[str, Any],
         **facts,
         "forecasts": HOW,
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".windows-", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".windows-", dir=folder.parent))
+    except OSError as error:
+        raise UsageError(
+            f"{folder} cannot be made", found=error.strerror or str(error), fix="name another folder with --to"
+        ) from error
     try:
         np.savez(
             scratch / "series.npz",
@@ -175,10 +192,8 @@ def open_file(path: Path) -> tuple[Asked, Any]:
     if not path.is_file():
         raise UsageError(f"no file at {path}")
     content = _arrays(path) if path.suffix == ".npz" else _frame(path)
-    ids = content["window"]
-    text = (
-        pl.Series(ids.astype(str) if isinstance(ids, np.ndarray) else ids).cast(pl.String).unique(maintain_order=True)
-    )
+    text = content["window"] if isinstance(content, pl.DataFrame) else pl.Series(content["window"], dtype=pl.String)
+    text = text.unique(maintain_order=True)
     known = text.str.extract(r"^(.*)-\d+$").unique(maintain_order=True).to_list()
     match = ID.fullmatch(text[0] or "") if len(text) else None
     if match is None or len(known) != 1:
@@ -196,17 +211,20 @@ def open_file(path: Path) -> tuple[Asked, Any]:
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            found = {k: file[k] for k in file.files if k in ("window", "forecast", "entities", "channels")}
-    except (ValueError, OSError, BadZipFile, EOFError, KeyError) as error:
+            found = {k: file[k] for k in file.files if k in ("forecast", *NAMES)}
+        named = {k: found[k].astype(str) for k in NAMES if k in found}
+    except UNREADABLE as error:
         raise FrameError(
             f"{path.name} cannot be read as npz",
             expected="plain arrays; an array of Python objects would have to be unpickled, which is never done",
-            found=str(error).splitlines()[0],
+            found=str(error).partition("\n")[0] or type(error).__name__,
             fix="np.savez(FILE, window=np.array(ids, dtype=str), forecast=array)",
         ) from None
     if lacking := [k for k in ("window", "forecast") if k not in found]:
         raise FrameError(f"{path.name} lacks arrays", expected="window, forecast", offenders=lacking, fix=HOW["npz"])
-    return found
+    if odd := [k for k, v in named.items() if v.ndim != 1]:
+        raise FrameError(f"{path.name}: a name for each is a list", expected="one axis", offenders=odd, fix=HOW["npz"])
+    return found | named
 
 
 def _frame(path: Path) -> pl.DataFrame:
@@ -214,11 +232,12 @@ def _frame(path: Path) -> pl.DataFrame:
         frame = (
             pl.read_parquet(path)
             if path.suffix == ".parquet"
-            else pl.read_csv(path, infer_schema_length=None, schema_overrides={"window": pl.String})
+            else pl.read_csv(path, infer_schema_length=None, schema_overrides=dict.fromkeys(KEYS, pl.String))
         )
+        known = frame.with_columns(pl.col(c).cast(pl.String) for c in KEYS if c in frame.columns)
     except pl.exceptions.PolarsError as error:
         raise FrameError(f"{path.name} cannot be read as a table", found=str(error).splitlines()[0]) from None
-    if lacking := [c for c in ("window", "unique_id") if c not in frame.columns]:
+    if lacking := [c for c in KEYS if c not in frame.columns]:
         raise FrameError(
             f"{path.name} lacks columns",
             expected="window, unique_id, ds or step, and the channels",
@@ -226,7 +245,7 @@ def _frame(path: Path) -> pl.DataFrame:
             offenders=lacking,
             fix=HOW["parquet or csv"],
         )
-    return frame
+    return known
 
 
 def read_predictions(
@@ -271,7 +290,7 @@ def _places(path: Path, ids: Sequence[str], chosen: WindowSet) -> NDArray[np.int
 
 def _from_arrays(path: Path, panel: Panel, chosen: WindowSet, content: Any, zone: str | None) -> NDArray[np.float32]:
     p, forecast = panel.problem, content["forecast"]
-    ids = content["window"].astype(str).tolist()
+    ids = content["window"].tolist()
     shape = (len(ids), p.horizon, p.n, p.c)
     if forecast.ndim == 3 and p.c == 1:
         forecast = forecast[..., None]
@@ -284,11 +303,13 @@ def _from_arrays(path: Path, panel: Panel, chosen: WindowSet, content: Any, zone
     at = _places(path, ids, chosen)
     for key, ours, axis in (("entities", p.entities, 2), ("channels", p.channels, 3)):
         if key in content:
-            order = _order(path, key, content[key].astype(str).tolist(), ours)
+            order = _order(path, key, content[key].tolist(), ours)
             if order != list(range(len(ours))):
                 forecast = forecast.take(order, axis=axis)
     out = np.empty(shape, np.float32)
-    out[at] = forecast
+    # What is too large for a float becomes infinite, and is refused where it would be scored.
+    with np.errstate(over="ignore"):
+        out[at] = forecast
     return out
 
 
@@ -304,14 +325,17 @@ def _from_rows(path: Path, panel: Panel, chosen: WindowSet, rows: Any, zone: str
             found=", ".join(rows.columns),
             offenders=lacking,
         )
-    ids = rows["window"].cast(pl.String)
+    ids = rows["window"]
     unique = ids.unique(maintain_order=True).to_list()
     window = ids.replace_strict(unique, _places(path, unique, chosen), return_dtype=pl.Int64).to_numpy()
-    named = rows["unique_id"].cast(pl.String)
     index = dict(zip(p.entities, range(p.n), strict=True))
-    node = named.replace_strict(index, default=-1, return_dtype=pl.Int64).to_numpy()
+    node = rows["unique_id"].replace_strict(index, default=-1, return_dtype=pl.Int64).to_numpy()
     if "step" in rows.columns:
-        ahead = rows["step"].cast(pl.Int64).fill_null(0).to_numpy() - 1
+        step = rows["step"]
+        if not (step.dtype.is_numeric() or step.dtype in (pl.String, pl.Null)):
+            raise FrameError(f"{path.name}: 'step' does not hold numbers", found=str(step.dtype))
+        step = step.cast(pl.Float64, strict=False).fill_null(0).fill_nan(0).clip(0, p.horizon + 1)
+        ahead = np.where(step % 1 == 0, step, 0).astype(np.int64) - 1
     elif "ds" in rows.columns:
         times = times_of(rows.select(utc_times(rows, "ds", zone).alias("ds"))["ds"]).astype(np.int64)
         first = panel.times[chosen.origins.numpy()].astype(np.int64)[window]

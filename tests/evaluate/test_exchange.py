@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -191,9 +193,14 @@ def test_other_data_another_part_or_another_mask_is_another_set(
     hidden = dataclasses.replace(panel, arrays=dataclasses.replace(panel.arrays, observed=flipped))
     other = dataclasses.replace(panel, arrays=dataclasses.replace(panel.arrays, values=panel.arrays.values + 1))
     short = load_panel(enriched, "synthetic", settings.cache, horizon=6)
-    found_ = [window_set(p, "test").digest for p in (hidden, other, short)]
+    # In another unit the standardised values are the same.
+    scale = {k: panel.problem.tensors[k] * 2 for k in ("mean", "std")}
+    doubled = dataclasses.replace(
+        panel, problem=dataclasses.replace(panel.problem, tensors={**panel.problem.tensors, **scale})
+    )
+    found_ = [window_set(p, "test").digest for p in (hidden, other, short, doubled)]
     found_ += [window_set(panel, "val").digest, window_set(panel, "test", 2).digest]
-    assert len({base, *found_}) == 6
+    assert len({base, *found_}) == 7
     assert window_set(load_panel(enriched, "synthetic", settings.cache, look_back=24), "test").digest == base
 
 
@@ -234,6 +241,27 @@ BROKEN: dict[str, tuple[Callable[[np.ndarray, np.ndarray], dict[str, object]], t
         FrameError,
         r"cannot be read as npz(.|\n)*unpickled, which is never done",
     ),
+    "ids on two axes": (
+        lambda f, w: {"window": w[:, None]},
+        FrameError,
+        r"a name for each is a list(.|\n)*offenders: window",
+    ),
+    "entities on two axes": (
+        lambda f, w: {"entities": np.array([list("abcdef")])},
+        FrameError,
+        r"a name for each is a list(.|\n)*offenders: entities",
+    ),
+    "ids that are no text": (
+        lambda f, w: {"window": np.array([b"\xff"] * len(w))},
+        FrameError,
+        r"cannot be read as npz",
+    ),
+    "a horizon beyond numbers": (
+        lambda f, w: {"window": np.char.replace(w, "-h12-", f"-h{10**20}-")},
+        FrameError,
+        r"window ids are not of one set",
+    ),
+    "numbers beyond a float": (lambda f, w: {"forecast": f + 1e300}, MetricError, r"not finite"),
     "NaN where a target is observed": (
         lambda f, w: {"forecast": np.where(np.arange(len(w))[:, None, None, None] == 3, np.nan, f)},
         MetricError,
@@ -273,6 +301,11 @@ def rows_of(folder: Path) -> pl.DataFrame:
         (lambda r: r.drop("level"), FrameError, r"lacks channels(.|\n)*offenders: level"),
         (lambda r: r.drop("step"), FrameError, r"does not say when(.|\n)*`ds` or `step`"),
         (lambda r: r.with_columns(step=pl.col("step") + 1), FrameError, r"outside their window"),
+        (lambda r: r.with_columns(step=pl.col("step") + 0.5), FrameError, r"outside their window"),
+        (lambda r: r.with_columns(step=pl.lit("a")), FrameError, r"outside their window"),
+        (lambda r: r.with_columns(step=pl.lit(float("nan"))), FrameError, r"outside their window"),
+        (lambda r: r.with_columns(step=pl.struct("step")), FrameError, r"'step' does not hold numbers"),
+        (lambda r: r.with_columns(unique_id=pl.concat_list("unique_id")), FrameError, r"cannot be read as a table"),
         (lambda r: r.with_columns(unique_id=pl.lit("x")), FrameError, r"rows are of unknown entities"),
         (lambda r: pl.concat([r, r[5:6]]), FrameError, r"several rows for one window(.|\n)*-000000, f"),
         (lambda r: r.with_columns(level=pl.lit("high")), FrameError, r"'level' does not hold numbers"),
@@ -298,7 +331,18 @@ def test_files_that_are_no_forecasts_are_refused(
 ) -> None:
     (tmp_path / "cut.npz").write_bytes(save(truth(folder)).read_bytes()[:-200])
     (tmp_path / "no.parquet").write_text("no")
-    for name, words in {"cut.npz": "cannot be read as npz", "no.parquet": "cannot be read as a table"}.items():
+    np.save(tmp_path / "one.npy", truth(folder))
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    np.savez_compressed(tmp_path / "bent.npz", window=np.arange(1000), forecast=truth(folder))
+    bent = bytearray((tmp_path / "bent.npz").read_bytes())
+    bent[200:210] = b"\xff" * 10
+    (tmp_path / "bent.npz").write_bytes(bent)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**7, 10**7)})
+    with zipfile.ZipFile(tmp_path / "large.npz", "w") as file:
+        file.writestr("forecast.npy", header.getvalue())
+    arrays = dict.fromkeys(("cut.npz", "one.npz", "bent.npz", "large.npz"), "cannot be read as npz")
+    for name, words in {**arrays, "no.parquet": "cannot be read as a table"}.items():
         with pytest.raises(FrameError, match=words):
             open_file(tmp_path / name)
     with pytest.raises(UsageError, match=r"cannot read 'x.pkl'(.|\n)*expected: .npz, .parquet, .csv"):
@@ -321,6 +365,10 @@ def test_an_export_is_written_whole_into_a_new_folder_or_not_at_all(
     (tmp_path / "used" / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="is not empty"):
         export(panel, chosen, tmp_path / "used", {})
+    with pytest.raises(UsageError, match="is a file"):
+        export(panel, chosen, tmp_path / "used" / "mine.txt", {})
+    with pytest.raises(UsageError, match="cannot be made"):
+        export(panel, chosen, tmp_path / "used" / "mine.txt" / "new", {})
 
     def crash(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
@@ -331,3 +379,9 @@ def test_an_export_is_written_whole_into_a_new_folder_or_not_at_all(
     assert [p.name for p in tmp_path.iterdir() if p.name != "home"] == ["used"]
     with pytest.raises(UsageError, match="1 or more"):
         window_set(panel, "test", every=0)
+
+
+def test_names_of_entities_in_csv_stay_text(tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("window,unique_id,step,level\ntest-h1-s1-0123456789ab-000000,007,1,2.5\n")
+    _, rows = open_file(tmp_path / "mine.csv")
+    assert rows["unique_id"].to_list() == ["007"]
