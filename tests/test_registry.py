@@ -97,7 +97,7 @@ def test_pyfunc_in_a_fresh_process_in_another_folder_answers_bit_for_bit_the_sam
 
 
 def is_pickle(data: bytes) -> bool:
-    """Whether the bytes are opcodes of a pickle of any protocol up to its STOP."""
+    """Whether the bytes are opcodes of a pickle of any protocol up to its STOP, a full stop, which alone is none."""
     with warnings.catch_warnings():
         # Random bytes read as opcodes may hold text with odd escapes.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -105,7 +105,7 @@ def is_pickle(data: bytes) -> bool:
             names = [op.name for op, _, _ in pickletools.genops(io.BytesIO(data))]
         except (ValueError, IndexError, OverflowError, struct.error):
             return False
-    return bool(names) and names[-1] == "STOP"
+    return len(names) > 1 and names[-1] == "STOP"
 
 
 def test_nothing_in_the_home_is_a_pickle(trained: tuple[Settings, Lake]) -> None:
