@@ -18,6 +18,7 @@ from stfm_pipeline.tables import dense_rows, dense_values, is_dense, step_us, st
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Rounds = list[tuple[Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def _dense(rows: pl.DataFrame, names: list[str], channels: Sequence[Channel], ru
             exact = dense_values(part, channel.name)
             values, known = observed_values(exact, channel, out.masked[channel.name], within)
             if len(rounds) > 1:
-                values, known = _merged(exact, known, present, rounds, rule)
+                values, known = _merged(exact, known, present, rounds, j - i, rule)
             if not inside.all():
                 values, known = values[inside], known[inside]
             out.observed[target, :width, k] = known
@@ -163,22 +164,26 @@ def _groups(first: Ints, rows: int, width: int) -> list[tuple[int, int]]:
     return list(zip(edges.tolist(), [*edges[1:].tolist(), len(first)], strict=True))
 
 
-def _rounds(start: Ints, rows: int) -> list[tuple[Ints, Ints]]:
+def _rounds(start: Ints, rows: int) -> Rounds:
     """For steps whose rows begin at `start`: which have a first row and where, a second and where, and so on."""
     size = np.diff(np.append(start, rows))
-    return [(np.flatnonzero(size > p), start[size > p] + p) for p in range(int(size.max(initial=0)))]
+    most = int(size.max(initial=0))
+    if (size == most).all():
+        # Slices, so that nothing is copied.
+        return [(slice(None), slice(p, None, most)) for p in range(most)]
+    return [(np.flatnonzero(size > p), start[size > p] + p) for p in range(most)]
 
 
 def _merged(
-    values: NDArray[Any], known: Bools, present: Bools, rounds: list[tuple[Ints, Ints]], rule: Harmonize
+    values: NDArray[Any], known: Bools, present: Bools, rounds: Rounds, steps: int, rule: Harmonize
 ) -> tuple[NDArray[np.float32], Bools]:
     """Rows of one step made one: the first or last row speaks, observed or not; a mean is over what is observed."""
-    shape = (len(rounds[0][0]), values.shape[1])
+    shape = (steps, values.shape[1])
     out = np.zeros(shape)
     if rule.duplicates == "mean":
-        count = np.zeros(shape, np.int32)
+        count, finite = np.zeros(shape, np.int32), np.where(known, values, 0)
         for group, row in rounds:
-            out[group] += np.where(known[row], values[row], 0)
+            out[group] += finite[row]
             count[group] += known[row]
         return (out / np.maximum(count, 1)).astype(np.float32), count > 0
     seen = np.zeros(shape, np.bool_)

@@ -50,17 +50,21 @@ class Cells:
         if not self.rows:
             self._values = {c: np.zeros(0) for c in rows.columns if c not in ("entity", "time")}
         column = self._columns(rows["entity"])
-        times = times_of(rows["time"]).astype(np.int64)
+        times = times_of(rows["time"]).view(np.int64)
         if column is None or not self._in_order(column, times):
             return False
         self.rows += len(rows)
-        if not self._make_room(times):
+        # Rows that follow one another often have one time.
+        first = np.append(0, np.flatnonzero(times[1:] != times[:-1]) + 1)
+        if not self._make_room(times[first]):
             return False
         start, _, step = self._clock
-        cell = (times - start) // (step or 1) * self._width + column
+        line = (times[first] - start) // (step or 1) * self._width
+        cell = np.repeat(line, np.diff(np.append(first, len(rows)))) + column
         self._seen[cell] = True
         for name, values in self._values.items():
-            values[cell] = rows[name].fill_null(np.nan).to_numpy()
+            # A null becomes NaN.
+            values[cell] = rows[name].to_numpy()
         return True
 
     def table(self) -> pl.DataFrame | None:
