@@ -30,11 +30,11 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], num
     from rich.markup import escape
     from rich.table import Table
 
-    view = Table(title=title, title_justify="left", header_style="bold", box=None, padding=(0, 2, 0, 0))
+    view = Table(title=escape(title), title_justify="left", header_style="bold", box=None, padding=(0, 2, 0, 0))
     for column in columns:
         right = column in numeric
         whole = right or column == columns[0]
-        view.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=whole)
+        view.add_column(escape(column), justify="right" if right else "left", overflow="fold", no_wrap=whole)
     for row in rows:
         view.add_row(*("" if v is None else escape(str(v)) for v in row))
     Console(width=None if sys.stdout.isatty() else 140).print(view)

@@ -292,6 +292,7 @@ def fit(
 
     `work` keeps a checkpoint per epoch and resumes from it after a kill. Closed-form systems call their own `fit`.
     `precision` is that of the training steps: `auto` is the system's own wish where the device runs bf16 natively.
+    On a CPU it uses torch's threads (`OMP_NUM_THREADS`): one is often faster than two where the batches are small.
     Raises `MetricError` on a forecast that is not finite.
     """
     began = time.perf_counter()

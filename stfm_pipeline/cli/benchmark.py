@@ -75,8 +75,8 @@ def benchmark_windows(
     dataset: Annotated[str, typer.Argument(help="A dataset that is at least harmonized, embedded and enriched.")],
     to: Annotated[Path | None, typer.Option(help="A new folder; default: windows-<dataset> here.")] = None,
     part: Annotated[str, typer.Option(help="val, gate or test.")] = "test",
-    length: Annotated[int | None, typer.Option(help="Horizon in steps; default: the dataset's.")] = None,
-    every: Annotated[int, typer.Option(help="Every how manieth window, for models that are slow.")] = 1,
+    length: Annotated[int | None, typer.Option(min=1, help="Horizon in steps; default: the dataset's.")] = None,
+    every: Annotated[int, typer.Option(min=1, help="Every how manieth window, for models that are slow.")] = 1,
     long: Annotated[bool, typer.Option("--long", help="Also the series as a long frame: series.parquet.")] = False,
     as_json: Json = False,
 ) -> None:

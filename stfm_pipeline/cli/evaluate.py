@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -126,7 +127,10 @@ def _print_comparison(found: Comparison) -> None:
 
 
 def _gain(margin: dict[str, Any] | None) -> str:
-    return "" if margin is None else f"{margin['margin']:+.1%} [{margin['low']:+.1%}, {margin['high']:+.1%}]"
+    if margin is None:
+        return ""
+    known = isfinite(margin["low"])
+    return f"{margin['margin']:+.1%} " + (f"[{margin['low']:+.1%}, {margin['high']:+.1%}]" if known else "[unknown]")
 
 
 def _print_audit(found: Comparison) -> None:

@@ -152,6 +152,12 @@ def score(
     horizons = range(1, p.horizon + 1)
     usual_hits = np.max([audits[n].exact() for n in ours if get_system(n).branch == "baseline"], axis=0)
     span = panel.parts[chosen.part]
+    warnings = [
+        too_short_to_rank(
+            span.stop - span.start, p.horizon, p.n * p.c, max(spec.seasons), len(panel.times), p.steps_per_day
+        ),
+        f"{w} windows are fewer than two blocks of {block}: no interval can be given" if w < 2 * block else None,
+    ]
     return Comparison(
         spec,
         chosen,
@@ -166,9 +172,7 @@ def score(
             for m, lo, hi in [block_bootstrap(sums[g], sums[n], block, k)]
         ],
         [audit.finding(n, block, usual_hits) for n, audit in audits.items()],
-        too_short_to_rank(
-            span.stop - span.start, p.horizon, p.n * p.c, max(spec.seasons), len(panel.times), p.steps_per_day
-        ),
+        "; ".join(filter(None, warnings)) or None,
     )
 
 
