@@ -12,7 +12,9 @@ import numpy as np
 import polars as pl
 import pytest
 from fixtures.foreign_models import ridge, truth
+from typer.testing import CliRunner
 
+from stfm_pipeline.cli import app
 from stfm_pipeline.errors import FrameError, MetricError, StfmError, UsageError
 from stfm_pipeline.evaluate.compare import Comparison, compare
 from stfm_pipeline.evaluate.exchange import export, open_file, window_set
@@ -385,3 +387,24 @@ def test_names_of_entities_in_csv_stay_text(tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_text("window,unique_id,step,level\ntest-h1-s1-0123456789ab-000000,007,1,2.5\n")
     _, rows = open_file(tmp_path / "mine.csv")
     assert rows["unique_id"].to_list() == ["007"]
+
+
+def test_one_window_has_no_interval_and_says_so_and_names_are_printed_whole(
+    panel: Panel, enriched: Lake, settings: Settings, tmp_path: Path
+) -> None:
+    export(panel, window_set(panel, "test", every=10_000), tmp_path / "one", {})
+    path = tmp_path / "mine[bold].npz"
+    np.savez(path, window=np.load(tmp_path / "one" / "series.npz")["window"], forecast=truth(tmp_path / "one") + 1)
+    both = found(enriched, settings, path)
+    assert {(m["low"], m["high"]) for m in both.margins} == {(-np.inf, np.inf)}
+    assert "no interval can be given" in (both.warning or "")
+    said = CliRunner().invoke(app, ["evaluate", "synthetic", "--predictions", str(path)]).output
+    assert "[unknown]" in said
+    assert "gain of mine[bold]" in said
+
+
+@pytest.mark.parametrize("wrong", [["--length", "0"], ["--length", "-3"], ["--every", "0"]])
+def test_windows_of_no_length_are_wrong_use(wrong: list[str], enriched: Lake, tmp_path: Path) -> None:
+    answer = CliRunner().invoke(app, ["benchmark", "windows", "synthetic", "--to", str(tmp_path / "w"), *wrong])
+    assert answer.exit_code == 2
+    assert not (tmp_path / "w").exists()
