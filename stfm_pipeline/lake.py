@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest"
 ROW = "_row"
+# Groups of rows are read side by side, and passed over where they are not asked for.
+CELLS_OF_A_GROUP = 1 << 22
 # Schemas and catalogs that DuckDB keeps for itself.
 _TAKEN = {"information_schema", "memory", "pg_catalog", "system", "temp"}
 
@@ -92,8 +94,10 @@ class Lake:
         return published
 
     def _write(self, path: str, frame: pl.DataFrame, mode: Any = "overwrite", first_row: int = 0) -> int:
-        from deltalake import DeltaTable, write_deltalake
+        from deltalake import DeltaTable, WriterProperties, write_deltalake
 
+        longest = frame.select(pl.selectors.list().list.len().max()).rows()
+        cells = frame.width + sum(n or 0 for row in longest for n in row)
         if "://" not in path:
             Path(path).mkdir(parents=True, exist_ok=True)
         # Delta writes batches side by side and does not keep their order; every table here has one.
@@ -103,6 +107,7 @@ class Lake:
             mode=mode,
             schema_mode="overwrite" if mode == "overwrite" else None,
             storage_options=self.options,
+            writer_properties=WriterProperties(max_row_group_size=max(1, CELLS_OF_A_GROUP // (cells + 1))),
         )
         return DeltaTable(path, storage_options=self.options).version()
 
