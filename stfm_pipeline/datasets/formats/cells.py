@@ -141,6 +141,7 @@ class Cells:
             return
         if width > columns > 0:
             width = max(width, min(2 * columns, len(self._listed) or 2 * columns))
+        width = max(width, columns)
         stretch = step // finer if step else 1
         top = (start - first) // finer if finer else 0
 
