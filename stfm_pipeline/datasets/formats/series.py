@@ -29,7 +29,7 @@ from stfm_pipeline.datasets.formats.cells import Cells
 from stfm_pipeline.datasets.formats.hdf import is_hdf, read_pandas_hdf
 from stfm_pipeline.errors import ContractError, SourceError, StfmError
 
-ROWS_OF_A_BATCH = 1_000_000
+ROWS_OF_A_BATCH = 500_000
 
 
 class _Dated(Form):
