@@ -37,7 +37,7 @@ lint: $(VENV)/.ready ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-bench: $(VENV)/.ready ## ratios measured side by side
+bench: $(VENV)/.ready ## speed and memory, each beside its target
 	@$(BIN)/python -m bench
 
 ui: $(VENV)/.ready ## Dagster and MLflow in the browser

@@ -217,9 +217,10 @@ def _long_view(stage: Stage, schema: str) -> str | None:
             return f'select * from "{schema}"."{stage.name}_observations"'
         rows, places = (f'"_{schema}_{stage.name}_{t}"' for t in ("observations", "entities"))
         names = [c.replace('"', "") for c in stage.facts["dense_observations"]]
-        cells = ", ".join(f'o."{c}"[e.{ROW} + 1] as "{c}"' for c in names)
-        wide = f'len(o."{names[0]}")'
-        return f"select e.entity, o.time, {cells} from {rows} as o join {places} as e on e.{ROW} < {wide}"
+        cells = ", ".join(f'nullif(o."{c}"[e.{ROW} + 1], \'NaN\') as "{c}"' for c in names)
+        # A cell that is null, and not NaN, is one of which the source has no row; beyond a list's end all are.
+        there = " or ".join(f'o."{c}"[e.{ROW} + 1] is not null' for c in names)
+        return f"select e.entity, o.time, {cells} from {rows} as o join {places} as e on {there}"
     blocks: dict[str, list[str]] = stage.facts.get("dense", {})
     if not blocks:
         return None

@@ -93,7 +93,7 @@ def stage_picture(
 
 
 def _raw(rows: pl.DataFrame) -> bytes:
-    held = pl.nth(1).list.len().sum().alias("len") if is_dense(rows) else pl.len()
+    held = pl.nth(1).list.drop_nulls().list.len().sum().alias("len") if is_dense(rows) else pl.len()
     daily = rows.drop_nulls("time").group_by(pl.col("time").dt.truncate("1d")).agg(held.cast(pl.Int64)).sort("time")
     # A day without rows is a zero, not a line drawn across the gap.
     daily = daily.upsample("time", every="1d").with_columns(pl.col("len").fill_null(0))

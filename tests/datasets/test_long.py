@@ -18,6 +18,7 @@ from stfm_pipeline.datasets.formats.base import Scene
 from stfm_pipeline.datasets.spec import DatasetSpec, RawTables
 from stfm_pipeline.errors import ContractError
 from stfm_pipeline.harmonize.run import harmonize
+from stfm_pipeline.lake import Lake
 from stfm_pipeline.tables import is_dense, long_observations
 
 START = datetime(2024, 1, 1)
@@ -147,6 +148,18 @@ def test_a_cell_without_a_row_stays_apart_from_a_row_without_a_value(tmp_path: P
         ("a", at[2], 7.0, 8.0),
         ("b", at[2], 9.0, float("inf")),
     ]
+
+
+def test_sql_sees_the_rows_that_there_are(tmp_path: Path, lake: Lake) -> None:
+    rows = grid(40, ["b", "a"]).with_columns(value=pl.Series([None, 1.0] * 40))
+    kept = rows.filter(pl.Series(np.arange(80) % 5 != 3))
+    kept.write_csv(tmp_path / "rows.csv", datetime_format="%Y-%m-%d %H:%M:%S")
+    raw = read(spec_of(FORM), tmp_path, ["a", "silent", "b"])
+    facts = {"dense_observations": ["v", "w"]}
+    lake.publish("x", "raw", raw, fingerprint="f", facts=facts, inputs={})
+    seen = lake.connect().sql("select * from x.raw").pl().with_columns(pl.col("time").dt.convert_time_zone("UTC"))
+    key = ["entity", "time"]
+    assert seen.sort(key).equals(truth_of(kept).sort(key))
 
 
 def test_a_missing_code_never_enters_a_mean(tmp_path: Path) -> None:
