@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Sparse = Any
 DEGENERATE = 1e-6
-DENSE = 100
+DENSE = 128
 BAND = 2000
 SHIFT = 1e-8
 
