@@ -155,7 +155,7 @@ def main(quick: bool) -> None:
     products = Products()
     runs = {p: train(data, budget, p, products) for p in PRECISIONS}
     best = [min(column) for column in zip(*products.wide, strict=True)]
-    floor = min(products.narrow)[0] * SIZE**3 / (BATCH * data.problem.n * WIDTH**2) / best[0]
+    floor = min(processor for _, processor in products.narrow) / best[1] * SIZE**3 / (BATCH * data.problem.n * WIDTH**2)
     units = [flops * samples * b / (2 * SIZE**3) for b in best]
     print(
         f"     stid 12 -> 12, batch {BATCH}, {flops / 1e6:.0f} MFLOP per sample, {samples} samples per epoch; "
