@@ -26,18 +26,26 @@ def _clean(value: Any) -> Any:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], numeric: Sequence[str] = ()) -> None:
     """A table on standard output; numbers are aligned right."""
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.markup import escape
+    from rich.measure import Measurement
     from rich.table import Table
 
     view = Table(title=escape(title), title_justify="left", header_style="bold", box=None, padding=(0, 2, 0, 0))
-    for column in columns:
+    cells = [["" if v is None else str(v) for v in row] for row in rows]
+    for i, column in enumerate(columns):
         right = column in numeric
-        whole = right or column == columns[0]
-        view.add_column(escape(column), justify="right" if right else "left", overflow="fold", no_wrap=whole)
-    for row in rows:
-        view.add_row(*("" if v is None else escape(str(v)) for v in row))
-    Console(width=None if sys.stdout.isatty() else 140).print(view)
+        # rich would cut names and digits off to make a row fit a narrow terminal.
+        whole = max(map(cell_len, (column, *(row[i] for row in cells)))) if right or i == 0 else None
+        side: Any = "right" if right else "left"
+        view.add_column(escape(column), justify=side, overflow="fold", no_wrap=whole is not None, min_width=whole)
+    for row in cells:
+        view.add_row(*map(escape, row))
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    least = Measurement.get(console, console.options.update(width=10_000), view).minimum
+    console.width = max(console.width, least)
+    console.print(view)
 
 
 def say(text: str) -> None:
@@ -89,7 +97,7 @@ def leaderboard(rows: Sequence[dict[str, Any]], facts: dict[str, Any], units: di
     title = f"test: {windows} windows; cells " + ", ".join(f"{c} {n}" for c, n in cells_n.items())
     table(title, columns, lines, columns[1:])
     where = "; ".join(f"{c} in {units[c]}" for c in shown) or "the report has each channel in its own unit"
-    say(f"  * all channels, standardised. {where}")
+    say(f"  <: the candidate, best on val of the systems that are no baselines. * all channels, standardised. {where}")
     _margins(facts, by, channels)
 
 

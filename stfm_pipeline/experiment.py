@@ -330,7 +330,12 @@ def evaluate_dataset(name: str, lake: Lake, settings: Settings) -> Outcome:
         name, EVALUATED, {"leaderboard": rows}, fingerprint=plan.mark, facts=facts, inputs=plan.inputs
     )
     seconds = time.perf_counter() - began
-    log.info("%s evaluated: %s leads on val, in %.1f s", name, evaluation.candidate, seconds)
+    log.info(
+        "%s evaluated: %s is the candidate, best on val of all but the baselines, in %.1f s",
+        name,
+        evaluation.candidate,
+        seconds,
+    )
     return Outcome(published, False, _checks(evaluation), seconds)
 
 

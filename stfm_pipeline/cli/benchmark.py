@@ -76,7 +76,7 @@ def benchmark_windows(
     to: Annotated[Path | None, typer.Option(help="A new folder; default: windows-<dataset> here.")] = None,
     part: Annotated[str, typer.Option(help="val, gate or test.")] = "test",
     length: Annotated[int | None, typer.Option(min=1, help="Horizon in steps; default: the dataset's.")] = None,
-    every: Annotated[int, typer.Option(min=1, help="Every how manieth window, for models that are slow.")] = 1,
+    every: Annotated[int, typer.Option(min=1, help="Take one window in so many, for models that are slow.")] = 1,
     long: Annotated[bool, typer.Option("--long", help="Also the series as a long frame: series.parquet.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @command(datasets_app, "list")
 def datasets_list(as_json: Json = False) -> None:
-    """Every dataset with kind, size, licence and how far down the road it is."""
+    """Every dataset with kind, licence and how far down the road it is."""
     from stfm_pipeline.console import emit, say, table
     from stfm_pipeline.datasets.catalog import all_datasets, broken_datasets
 
@@ -34,14 +34,14 @@ def datasets_list(as_json: Json = False) -> None:
             "title": s.title,
             "licence": s.licence,
             "channels": list(s.channel_names),
-            "stages": [x.name for x in lake.stages(s.name) if x.name in STAGES],
+            "stages": sorted((x.name for x in lake.stages(s.name) if x.name in STAGES), key=STAGES.index),
         }
         for s in (d.spec for d in all_datasets().values())
     ]
     if as_json:
         emit(rows)
         return
-    shown = [[r["name"], r["kind"], r["title"], r["licence"], ", ".join(r["stages"]) or "not fetched"] for r in rows]
+    shown = [[r["name"], r["kind"], r["title"], r["licence"], ", ".join(r["stages"]) or "none yet"] for r in rows]
     table("datasets", ["name", "kind", "title", "licence", "stages"], shown)
     for error in broken_datasets().values():
         say(f"\nnot usable: {error}")

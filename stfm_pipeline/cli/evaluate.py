@@ -120,7 +120,8 @@ def _print_comparison(found: Comparison) -> None:
             cells = [_gain(margins.get((g, s, channel.name))) for g in found.given]
             lines.append([f"{s} <" if s in given else s, f"{row.mae:.4g}", f"{row.rmse:.4g}", *cells])
         cells_n = by[order[0], channel.name].n
-        title = f"\n{channel.name} in {channel.unit}, {found.windows.part}: {cells_n} cells each (<: made elsewhere)"
+        unit = "" if channel.unit == "unstated" else f" in {channel.unit}"
+        title = f"\n{channel.name}{unit}, {found.windows.part}: {cells_n} cells each (<: made elsewhere)"
         table(title, ["forecast", "MAE", "RMSE", *gains], lines, ["MAE", "RMSE", *gains])
     say("  gain: how much lower the MAE is than that of the row, with the 95 % interval of a paired block bootstrap")
     _print_audit(found)

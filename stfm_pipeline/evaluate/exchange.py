@@ -71,7 +71,7 @@ class WindowSet:
 def window_set(panel: Panel, part: Part, every: int = 1) -> WindowSet:
     """Every `every`-th window of a part, with the hash of what they are scored on."""
     if every < 1:
-        raise UsageError("windows are taken every so manieth", expected="1 or more", found=str(every))
+        raise UsageError("one window in so many is taken", expected="1 or more", found=str(every))
     origins = panel.origins(part)[::every]
     if not len(origins):
         raise StfmError(f"{part} holds no window", expected=f"at least {panel.problem.horizon} steps")

@@ -49,6 +49,14 @@ def join(folder: Path, text: str, name: str = "my_ridge.py") -> str:
     return own.install(path, set(built_in()))
 
 
+def test_the_module_of_the_guide_joins_and_trains(panel: Panel, tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    code = guide.split("## A PyTorch module of your own")[1].split("```python\n")[1].split("```")[0]
+    system = get_system(join(tmp_path, code, "my_net.py"))
+    fitted = fit(system, panel, BRIEF, device="cpu", progress=False)
+    assert fitted.curve[-1]["train_loss"] < fitted.curve[0]["train_loss"]
+
+
 def test_a_plain_module_joins_trains_and_answers_without_its_file(panel: Panel, tmp_path: Path) -> None:
     assert join(tmp_path, PLAIN) == "my-ridge"
     system = get_system("my-ridge")
