@@ -14,16 +14,6 @@ LEAST_FREE = 1 / 3
 BLOCK_CELLS = 1_000_000
 
 
-def seasonal_strength(values: Values, observed: Mask, period: int, phase: NDArray[np.integer] | None = None) -> Floats:
-    """Strength of the season of `period` steps in each series of (t, n, c): (n, c) in [0, 1].
-
-    1 is a season without remainder, 0 is none. `phase` (t,) in [0, period) says where in its season a step lies, for
-    seasons of civil time; without it steps are counted. NaN where a series never varies, or is observed for less
-    than two seasons or so sparsely that season and trend alone could draw it.
-    """
-    return strengths(values, observed, period, phase)[0]
-
-
 def strengths(
     values: Values, observed: Mask, period: int, phase: NDArray[np.integer] | None = None
 ) -> tuple[Floats, Floats]:
@@ -34,6 +24,10 @@ def strengths(
     ends of the series do not turn season into trend. Var(S + R) is unbiased: what T and S can bend of the remainder is
     counted for the remainder alone, so that noise scores about 0 and a season its share of the variance however few
     seasons there are, however sparsely observed.
+
+    values (t, n, c). `phase` (t,) in [0, period) says where in its season a step lies, for seasons of civil time;
+    without it steps are counted. NaN where a series never varies, or is observed for less than two seasons or so
+    sparsely that season and trend alone could draw it.
     """
     t, n, c = values.shape
     phase = np.arange(t) % period if phase is None else np.asarray(phase)
