@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from stfm_pipeline.cli import app
 from stfm_pipeline.datasets.spec import Channel, Dataset, Embed, Facts
-from stfm_pipeline.embed.strength import seasonal_strength
+from stfm_pipeline.embed.strength import strengths
 from stfm_pipeline.lake import Lake
 from stfm_pipeline.pages.dataset import Page, dataset_page
 from stfm_pipeline.pages.dataset import values as values_module
@@ -291,7 +291,7 @@ def test_strength_is_that_of_each_entity_by_its_own_civil_day(enriched: Lake, sy
         for i, zone in enumerate(zones):
             hour = np.array([t.astimezone(ZoneInfo(zone)).hour for t in times])
             x = values[:, i, None, None]
-            each.append(seasonal_strength(np.nan_to_num(x), np.isfinite(x), 24, hour)[0, 0])
+            each.append(strengths(np.nan_to_num(x), np.isfinite(x), 24, hour)[0][0, 0])
         row = page.numbers["seasons"][k]
         assert (row["channel"], row["season"], row["series"]) == (channel, "day", 6)
         assert row["strength"] == pytest.approx(np.quantile(each, [0.25, 0.5, 0.75]), abs=1e-6)
