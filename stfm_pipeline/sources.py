@@ -220,7 +220,11 @@ def identity(source: PypiSource | HttpSource | LocalSource, settings: Settings) 
     facts = source.model_dump(mode="json")
     if isinstance(source, LocalSource):
         path = _local_path(source, settings)
-        facts = {"kind": "local", "name": source.key, "sha256": _hash_now(path) if path.is_file() else None}
+        facts = {
+            "kind": "local",
+            "name": source.key,
+            "sha256": _hash_now(path) if path.is_absolute() and path.is_file() else None,
+        }
     return facts
 
 
@@ -239,14 +243,15 @@ def _hash_of_state(path: Path, *state: int) -> str:
 
 
 def _local_path(source: LocalSource, settings: Settings) -> Path:
-    root = settings.data or Path()
-    paths = [root / p.expanduser() for p in (source.path, *source.aliases)]
-    return next((p for p in paths if p.is_file()), paths[0])
+    known = [p.expanduser() for p in (source.path, *source.aliases)]
+    paths = [settings.data.absolute() / p for p in known] if settings.data else [p for p in known if p.is_absolute()]
+    return next((p for p in paths if p.is_file()), (paths or known)[0])
 
 
 def _local(source: LocalSource, settings: Settings) -> Path | None:
     path = _local_path(source, settings)
-    if not path.is_file():
+    # Which folder a command runs in says nothing about where its data is.
+    if not path.is_absolute() or not path.is_file():
         if source.optional:
             return None
         others = ", ".join(p.name for p in source.aliases)

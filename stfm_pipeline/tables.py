@@ -6,7 +6,9 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, cast
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import dataframely as dy
 import numpy as np
@@ -23,10 +25,20 @@ _UNITS_US = {"s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_00
 
 def step_us(step: str, zero: bool = False) -> int:
     """Length of a duration such as `5m`, `1h`, `1d` in microseconds; `zero` allows `0h`."""
-    match = re.fullmatch(r"(\d+)([smhd])", step)
+    match = re.fullmatch(r"([0-9]{1,6})([smhd])", step)
     if not match or (int(match[1]) == 0 and not zero):
         raise ContractError("not a step length", expected="a number and s, m, h or d, e.g. '1h'", found=repr(step))
     return int(match[1]) * _UNITS_US[match[2]]
+
+
+def is_zone(name: str) -> bool:
+    """Whether a time zone is known to both who reads times and who turns them into civil ones."""
+    try:
+        ZoneInfo(name)
+        pl.Series([datetime(2024, 1, 1)]).dt.replace_time_zone(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError, pl.exceptions.PolarsError):
+        return False
+    return True
 
 
 def stretches(rows: int, width: int) -> list[slice]:

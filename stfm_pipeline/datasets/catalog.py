@@ -42,13 +42,24 @@ def folder() -> Path:
 def _own() -> dict[str, Dataset | SpecError]:
     found: dict[str, Dataset | SpecError] = {}
     for path in sorted([*folder().glob("*.yaml"), *folder().glob("*.yml")]):
-        stamp = path.stat()
-        found[path.stem] = _load(path, stamp.st_mtime_ns, stamp.st_size)
+        if path.name.startswith("."):
+            continue
+        if path.stem in found:
+            found[path.stem] = SpecError(
+                f"{path.stem}.yaml and {path.stem}.yml describe one dataset", fix="remove one of them"
+            )
+            continue
+        try:
+            stamp = path.stat()
+        except OSError:
+            stamp = path.lstat()
+        found[path.stem] = _load(path, stamp.st_ino, stamp.st_size, stamp.st_mtime_ns, stamp.st_ctime_ns)
     return found
 
 
 @cache
-def _load(path: Path, modified: int, size: int) -> Dataset | SpecError:
+def _load(path: Path, *state: int) -> Dataset | SpecError:
+    """A user's dataset, or what is wrong with it. Whatever that is, the other datasets can still be used."""
     try:
         dataset = load_yaml(path)
         if dataset.spec.name in _built_in():
@@ -57,6 +68,8 @@ def _load(path: Path, modified: int, size: int) -> Dataset | SpecError:
             )
     except SpecError as error:
         return error
+    except Exception as error:
+        return SpecError(f"{path.name} cannot be understood", found=f"{type(error).__name__}: {error}")
     return dataset
 
 

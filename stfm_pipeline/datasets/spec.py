@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from datetime import datetime
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
+from zoneinfo import ZoneInfo, available_timezones
 
 import polars as pl
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from stfm_pipeline.datasets.formats import Table
+from stfm_pipeline.datasets.formats.base import Model, Moment, Real, Whole
 from stfm_pipeline.errors import StfmError, UsageError
 from stfm_pipeline.sources import Source
-from stfm_pipeline.tables import step_us
+from stfm_pipeline.tables import is_zone, step_us
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+TABLE = re.compile(r"[a-z][a-z0-9_]{0,40}")
+DAY_US = step_us("1d")
 Kind = Literal["graph", "grid", "trajectory", "event", "video"]
 Part = Literal["train", "val", "gate", "test"]
 PARTS: tuple[Part, ...] = ("train", "val", "gate", "test")
@@ -37,13 +42,15 @@ def check_name(name: str) -> str:
 
 
 def _check_zone(zone: str) -> str:
-    try:
-        ZoneInfo(zone)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
+    if not is_zone(zone):
         near = get_close_matches(zone, sorted(available_timezones()), n=1, cutoff=0.6)
         hint = f"did you mean '{near[0]}'?" if near else "name one such as Europe/Berlin or UTC"
-        raise ValueError(f"no such time zone; {hint}") from None
+        raise ValueError(f"no such time zone; {hint}")
     return zone
+
+
+def _leaves_utc(zone: str) -> bool:
+    return any(ZoneInfo(zone).utcoffset(datetime(2024, month, 1)) for month in range(1, 13))
 
 
 def _check_length(zero: bool) -> Callable[[str], str]:
@@ -57,13 +64,46 @@ def _check_length(zero: bool) -> Callable[[str], str]:
     return check
 
 
+def _check_step(step: str) -> str:
+    us = step_us(_check_length(zero=False)(step))
+    if DAY_US % us and us % DAY_US:
+        raise ValueError("a step divides a day or is several days, so that it has a time of day")
+    return step
+
+
+def _check_column(name: str) -> str:
+    if name.startswith("_") or name in ("", "time", "entity"):
+        raise ValueError("`time`, `entity`, and names that begin with _ are taken")
+    return name
+
+
+def _check_table(name: str) -> str:
+    if not TABLE.fullmatch(name) or name == "manifest":
+        raise ValueError("a table is called by lower-case letters, digits and _, at most 41, and not `manifest`")
+    return name
+
+
+def _check_seasons(seasons: tuple[int, ...]) -> tuple[int, ...]:
+    if any(s <= before for before, s in pairwise((0, *seasons))):
+        raise ValueError("seasons are whole numbers of steps above 0, the shortest first")
+    return seasons
+
+
+def _check_edge(moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        raise ValueError("the clock's edges carry a zone: 2024-01-01T00:00:00Z")
+    return moment
+
+
 Zone = Annotated[str, AfterValidator(_check_zone)]
-Step = Annotated[str, AfterValidator(_check_length(zero=False))]
+Step = Annotated[str, AfterValidator(_check_step)]
 Duration = Annotated[str, AfterValidator(_check_length(zero=True))]
-
-
-class Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+Column = Annotated[str, AfterValidator(_check_column)]
+TableName = Annotated[str, AfterValidator(_check_table)]
+Edge = Annotated[Moment, AfterValidator(_check_edge)]
+Share = Annotated[Real, Field(ge=0, le=1)]
+Count = Annotated[Whole, Field(ge=0)]
+Finite = Annotated[Real, Field(allow_inf_nan=False)]
 
 
 class Channel(Model):
@@ -72,19 +112,29 @@ class Channel(Model):
     `absent` is the value of a step without any row: 0 for a count of events, None (unobserved) for a measurement.
     """
 
-    name: str
+    name: Column
     unit: str
     description: str = ""
-    minimum: float | None = None
-    maximum: float | None = None
-    missing: tuple[float, ...] = ()
-    absent: float | None = None
+    minimum: Finite | None = None
+    maximum: Finite | None = None
+    missing: tuple[Real, ...] = ()
+    absent: Finite | None = None
+
+    @model_validator(mode="after")
+    def _sane(self) -> Channel:
+        low = -math.inf if self.minimum is None else self.minimum
+        high = math.inf if self.maximum is None else self.maximum
+        if low > high:
+            raise ValueError(f"minimum {low:g} is above maximum {high:g}")
+        if self.absent is not None and not low <= self.absent <= high:
+            raise ValueError(f"absent {self.absent:g} is outside [{low:g}, {high:g}]")
+        return self
 
 
 class Outliers(Model):
     """Mask values further than `threshold` scaled median absolute deviations from the entity's training median."""
 
-    threshold: float = Field(gt=0)
+    threshold: Real = Field(gt=0)
 
 
 class Harmonize(Model):
@@ -95,11 +145,17 @@ class Harmonize(Model):
     """
 
     step: Step
-    start: datetime | None = None
-    end: datetime | None = None
+    start: Edge | None = None
+    end: Edge | None = None
     duplicates: Literal["error", "first", "last", "mean"] = "error"
     outliers: Outliers | None = None
     scale_per: Literal["channel", "entity"] = "channel"
+
+    @model_validator(mode="after")
+    def _sane(self) -> Harmonize:
+        if self.start and self.end and self.start >= self.end:
+            raise ValueError("the clock's end is not after its start")
+        return self
 
 
 class Split(Model):
@@ -109,13 +165,17 @@ class Split(Model):
     starts with the first target of the first test window.
     """
 
-    ratios: tuple[float, float, float, float] | None = (0.6, 0.1, 0.1, 0.2)
-    counts: tuple[int, int, int, int] | None = None
+    ratios: tuple[Share, Share, Share, Share] | None = (0.6, 0.1, 0.1, 0.2)
+    counts: tuple[Count, Count, Count, Count] | None = None
     of: Literal["steps", "windows"] = "steps"
 
     @model_validator(mode="after")
     def _sane(self) -> Split:
-        if self.counts is None and self.ratios is not None and abs(sum(self.ratios) - 1) > 1e-9:
+        if self.counts is not None:
+            return self
+        if self.ratios is None:
+            raise ValueError("a split has ratios or counts")
+        if abs(sum(self.ratios) - 1) > 1e-9:
             raise ValueError(f"split ratios sum to {sum(self.ratios):g}, expected 1")
         return self
 
@@ -123,9 +183,9 @@ class Split(Model):
 class Embed(Model):
     """Sizes of the embeddings computed once per dataset."""
 
-    eigenvectors: int = Field(default=8, ge=0)
-    patch_size: int = Field(default=16, ge=1)
-    periods: int = Field(default=5, ge=1)
+    eigenvectors: Whole = Field(default=8, ge=0)
+    patch_size: Whole = Field(default=16, ge=1)
+    periods: Whole = Field(default=5, ge=1)
 
 
 class Join(Model):
@@ -138,12 +198,12 @@ class Join(Model):
     """
 
     table: str
-    columns: tuple[str, ...]
+    columns: tuple[Column, ...]
     availability: Literal["past", "ahead"]
     via: Literal["entity", "edges"] = "entity"
     lag: Duration = "0h"
     tolerance: Duration | None = None
-    absent: float | None = None
+    absent: Finite | None = None
 
     @model_validator(mode="after")
     def _sane(self) -> Join:
@@ -155,16 +215,16 @@ class Join(Model):
 class Task(Model):
     """The forecasting protocol the dataset is judged by; lengths in steps."""
 
-    look_back: int = Field(gt=0)
-    horizon: int = Field(gt=0)
+    look_back: Whole = Field(gt=0)
+    horizon: Whole = Field(gt=0)
     loss: Literal["mae", "mse"] = "mae"
 
 
 class Facts(Model):
     """What the documentation promises about the data; `harmonized` refuses to publish anything else."""
 
-    steps: int | None = None
-    entities: int | None = None
+    steps: Whole | None = None
+    entities: Whole | None = None
 
 
 class Published(Model):
@@ -175,9 +235,9 @@ class Published(Model):
 
     model: str
     source: str
-    scores: dict[int | Literal["avg"], tuple[float | None, ...]]
+    scores: dict[int | Literal["avg"], tuple[Real | None, ...]]
     system: str | None = None
-    look_back: int | None = None
+    look_back: Whole | None = None
 
 
 class Benchmark(Model):
@@ -191,7 +251,7 @@ class Benchmark(Model):
     scale: Literal["data", "standardised"] = "data"
     at: Literal["step", "length"] = "step"
     channel: str | None = None
-    tolerance: float = Field(default=0.02, gt=0)
+    tolerance: Real = Field(default=0.02, gt=0)
     notes: tuple[str, ...] = ()
     published: tuple[Published, ...] = ()
 
@@ -218,11 +278,13 @@ class DatasetSpec(Model):
     homepage: str = ""
     description: str = ""
     sources: tuple[Source, ...] = ()
-    tables: dict[str, Table] = Field(default={})
+    tables: dict[TableName, Table] = Field(default={})
     channels: tuple[Channel, ...] = Field(min_length=1)
     zone: Zone
     country: str | None = None
-    seasons: tuple[int, ...] = Field(default=(), description="candidate seasonal periods in steps, shortest first")
+    seasons: Annotated[tuple[Whole, ...], AfterValidator(_check_seasons)] = Field(
+        default=(), description="candidate seasonal periods in steps, shortest first"
+    )
     harmonize: Harmonize
     split: Split = Split()
     embed: Embed = Embed()
@@ -238,10 +300,11 @@ class DatasetSpec(Model):
             return values
         try:
             step = values["harmonize"]["step"] if isinstance(values["harmonize"], dict) else values["harmonize"].step
-            day = step_us("1d") // step_us(step)
+            us = step_us(step)
         except (KeyError, TypeError, ValueError, AttributeError, StfmError):
             return values
-        return {**values, "seasons": (day, 7 * day) if day > 1 else (7,)}
+        day = DAY_US // us
+        return {**values, "seasons": (day, 7 * day) if day > 1 else (7,) if day else ()}
 
     @model_validator(mode="after")
     def _names_agree(self) -> DatasetSpec:
@@ -249,6 +312,13 @@ class DatasetSpec(Model):
         names = [*self.channel_names, *sides]
         if double := sorted({n for n in names if names.count(n) > 1}):
             raise ValueError(f"two channels or side columns are called '{double[0]}'")
+        if not self.seasons:
+            raise ValueError(f"steps of {self.harmonize.step} have no usual season: state `seasons`")
+        if step_us(self.harmonize.step) >= DAY_US and _leaves_utc(self.zone):
+            raise ValueError(
+                f"steps of {self.harmonize.step} are days of UTC, not of {self.zone}; "
+                "if the times are dates, `zone: UTC` keeps them, their weekdays and holidays"
+            )
         needed = ("observations", *(j.table for j in self.joins)) if self.tables else ()
         if lacking := [t for t in needed if t not in self.tables]:
             raise ValueError(f"tables lacks '{lacking[0]}'")

@@ -16,11 +16,29 @@ from stfm_pipeline.datasets.formats import Table, read_tables
 from stfm_pipeline.datasets.formats.base import Form, Scene
 from stfm_pipeline.datasets.spec import Dataset, DatasetSpec, RawTables, check_name
 from stfm_pipeline.errors import UsageError
-from stfm_pipeline.sources import LocalSource
+from stfm_pipeline.sources import HttpSource, LocalSource, PypiSource
 
 MODULE = "stfm_pipeline.datasets.formats"
-MAX_BYTES = 1_000_000
+MAX_BYTES, MAX_DEPTH = 1_000_000, 20
 Path_ = tuple[str | int, ...]
+# What YAML 1.2 takes for something else than text. 1.1 also has `no`, `1:30`, `010` and dates.
+PLAIN = {
+    "null": (r"~|null|", "~n"),
+    "bool": (r"true|false", "tf"),
+    "int": (r"[-+]?(0|[1-9][0-9]{0,17})", "-+0123456789"),
+    "float": (
+        r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]{1,3})?|[-+]?\.inf|\.nan",
+        "-+.0123456789",
+    ),
+}
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+
+
+for _kind, (_pattern, _first) in PLAIN.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), ["", *_first])
 
 
 class SpecError(UsageError):
@@ -35,7 +53,9 @@ def load_yaml(path: Path, beside: bool = True) -> Dataset:
     data, lines = _parse(path)
     name = data.setdefault("name", path.stem)
     try:
-        check_name(str(name))
+        if not isinstance(name, str):
+            raise UsageError("a name is text", found=repr(name), fix="put it into quotes, or leave `name` out")
+        check_name(name)
     except UsageError as error:
         raise SpecError(f"{path.name}, line {lines.get(('name',), 1)}: {error}") from None
     if name != path.stem:
@@ -43,7 +63,7 @@ def load_yaml(path: Path, beside: bool = True) -> Dataset:
             f"{path.name}, line {lines.get(('name',), 1)}: the file is called '{path.stem}', the dataset '{name}'",
             fix="give both one name, or leave `name` out",
         )
-    data.setdefault("title", str(name))
+    data.setdefault("title", name)
     data.setdefault("licence", "unstated")
     try:
         spec = DatasetSpec.model_validate(data)
@@ -55,6 +75,8 @@ def load_yaml(path: Path, beside: bool = True) -> Dataset:
         _refuse(path, [f"line {line}: {text}" for line, text in sorted(dict.fromkeys(problems))])
     if not spec.tables:
         _refuse(path, [f"line 1: missing key 'tables' (how each raw table is read; {', '.join(_formats())})"])
+    if beside and spec.sources:
+        spec = spec.model_copy(update={"sources": tuple(_beside(s, path.parent.resolve()) for s in spec.sources)})
     if beside and not spec.sources:
         names = sorted({f for t in spec.tables.values() for f in t.names()})
         spec = spec.model_copy(
@@ -65,23 +87,30 @@ def load_yaml(path: Path, beside: bool = True) -> Dataset:
     return Dataset(spec=spec, read=partial(read, spec), module=MODULE)
 
 
+def _beside(source: PypiSource | HttpSource | LocalSource, folder: Path) -> PypiSource | HttpSource | LocalSource:
+    """A file at hand is looked for next to the description, then where every other is."""
+    if not isinstance(source, LocalSource):
+        return source
+    known = (source.path, *source.aliases)
+    path, *others = [folder / p.expanduser() for p in known]
+    # Readers know it by the name it has in the description.
+    return source.model_copy(update={"path": path, "aliases": (*others, *known), "name": source.key})
+
+
 def read(spec: DatasetSpec, files: dict[str, Path]) -> RawTables:
     """Raw tables of a dataset whose spec names a format for each."""
     return read_tables(spec.tables, files, Scene(spec.channel_names, spec.zone, spec.harmonize.step))
 
 
 def _parse(path: Path) -> tuple[dict[str, Any], dict[Path_, int]]:
+    lines: dict[Path_, int] = {}
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise SpecError(f"{path.name} is larger than a dataset's description can be", expected=f"{MAX_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
-        lines: dict[Path_, int] = {}
-        loader = yaml.SafeLoader(text)
+        text = _text(path)
+        _check_events(text, path)
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             raise SpecError(f"{path.name} is empty", fix="see docs/your-own-data.md for a first one")
-        if re.search(r"(?m)^[^#'\"]*[:\-]\s+[&*]\w", text):
-            raise SpecError(f"{path.name} uses anchors or aliases", fix="write the values out")
         _note(node, (), lines, path)
         data = loader.construct_document(node)
     except UnicodeDecodeError as error:
@@ -98,6 +127,40 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[Path_, int]]:
     if not isinstance(data, dict):
         raise SpecError(f"{path.name} holds no keys", expected="lines of `key: value`", found=type(data).__name__)
     return data, lines
+
+
+def _text(path: Path) -> str:
+    try:
+        # A pipe would wait for ever, a device never end.
+        if not path.is_file():
+            raise SpecError(f"{path.name} is no file that can be read", found=kind_of(path), fix="remove or mend it")
+        if path.stat().st_size > MAX_BYTES:
+            raise SpecError(f"{path.name} is larger than a dataset's description can be", expected=f"{MAX_BYTES} bytes")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SpecError(f"{path.name} cannot be read", found=error.strerror or str(error)) from None
+
+
+def kind_of(path: Path) -> str:
+    """What lies at a path that is no regular file."""
+    if path.is_dir():
+        return "a folder"
+    return "a link to nothing" if path.is_symlink() and not path.exists() else "a pipe, a device or nothing"
+
+
+def _check_events(text: str, path: Path) -> None:
+    """Refuse what a description has no use for before anything is built from it."""
+    depth = 0
+    events: Iterator[Any] = yaml.parse(text, _Loader)
+    for event in events:
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise SpecError(f"{path.name}, line {line}: anchors or aliases are not read", fix="write the values out")
+        if getattr(event, "tag", None):
+            raise SpecError(f"{path.name}, line {line}: tags such as {event.tag} are not read", fix="leave it out")
+        if depth > MAX_DEPTH:
+            raise SpecError(f"{path.name}, line {line}: nested more than {MAX_DEPTH} deep", fix="mend the brackets")
 
 
 def _note(node: yaml.Node, at: Path_, lines: dict[Path_, int], path: Path) -> None:
@@ -132,7 +195,9 @@ def _dotted(path: Path_) -> str:
 
 def _explain(error: Any, lines: dict[Path_, int], data: Any) -> tuple[int, str]:
     """Line and words for one of pydantic's complaints."""
-    where = _in_file(error["loc"], data)
+    if error["type"] == "invalid_key":
+        return lines.get((str(error["input"]),), 1), f"unknown key '{error['input']}'; keys are text"
+    where = _in_file(tuple(p for p in error["loc"] if p != "[key]"), data)
     line = lines.get(where, 1)
     name = _dotted(where) or "the file"
     if error["type"] == "extra_forbidden":
@@ -146,6 +211,8 @@ def _explain(error: Any, lines: dict[Path_, int], data: Any) -> tuple[int, str]:
         *outer, key = error["loc"]
         holder = _in_file(tuple(outer), data)
         inside = f" in {_dotted(holder)}" if holder else ""
+        if isinstance(key, int):
+            return lines.get(holder, 1), f"{_dotted(holder)}: too short, item {key + 1} is missing"
         return lines.get(holder, 1), f"missing key '{key}'{inside}"
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
         allowed = _formats() if "tables" in where else ["pypi", "http", "local"]

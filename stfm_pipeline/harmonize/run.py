@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 import polars as pl
@@ -21,6 +20,7 @@ from stfm_pipeline.tables import (
     Signal,
     entity_hash,
     is_dense,
+    is_zone,
     observations,
     step_us,
     validate,
@@ -50,7 +50,7 @@ def check_raw(spec: DatasetSpec, raw: dict[str, pl.DataFrame]) -> dict[str, pl.D
             tables["entities"] = tables["entities"].with_columns(pl.lit(None, pl.String).alias(column))
     tables["entities"] = validate("entities", tables["entities"], Entities, fix)
     zones = {spec.zone, *tables["entities"]["zone"].drop_nulls()}
-    if unknown := sorted(z for z in zones if not _is_zone(z)):
+    if unknown := sorted(z for z in zones if not is_zone(z)):
         raise ContractError(
             "unknown time zones", expected="IANA names such as 'Europe/Berlin'", offenders=unknown, fix=fix
         )
@@ -127,14 +127,6 @@ def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFr
     )
     result.checks.extend(contract(spec, signal, result, parts))
     return result
-
-
-def _is_zone(name: str) -> bool:
-    try:
-        ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        return False
-    return True
 
 
 def training_edges(edges: pl.DataFrame | None, table: pl.DataFrame) -> pl.DataFrame:

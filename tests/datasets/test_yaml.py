@@ -101,6 +101,55 @@ def test_a_broken_file_leaves_every_other_dataset_usable(folder: Path) -> None:
     assert not get_dataset("etth1").spec.title.startswith("river")
 
 
+def test_whatever_lies_in_the_folder_leaves_every_dataset_usable(folder: Path) -> None:
+    write(folder, GOOD)
+    (folder / "folder.yaml").mkdir()
+    (folder / "gone.yaml").symlink_to(folder / "nowhere")
+    (folder / "loop.yaml").symlink_to(folder / "loop.yaml")
+    (folder / "endless.yaml").symlink_to("/dev/zero")
+    (folder / ".#river.yaml").symlink_to("user@host.1234:5678")
+    os.mkfifo(folder / "pipe.yaml")
+    write(folder, GOOD + "seasons: " + "9" * 6000 + "\n", "long.yaml")
+    write(folder, GOOD, "twice.yaml")
+    write(folder, "kind: [", "twice.yml")
+    assert {"river", "nyc-airports"} <= set(all_datasets())
+    broken = broken_datasets()
+    assert set(broken) == {"folder", "gone", "loop", "endless", "pipe", "long", "twice"}
+    assert "found: a folder" in str(broken["folder"])
+    assert "found: a link to nothing" in str(broken["gone"])
+    assert "twice.yaml and twice.yml describe one dataset" in str(broken["twice"])
+
+
+def test_what_yaml_takes_for_numbers_is_text_where_people_mean_text(folder: Path) -> None:
+    write(folder, GOOD + "title: 2013-01-01\ncountry: NO\ndescription: 1:30\n")
+    spec = get_dataset("river").spec
+    assert (spec.title, spec.country, spec.description) == ("2013-01-01", "NO", "1:30")
+    write(folder, GOOD.replace("minimum: 0", "minimum: -1e3, maximum: 1_0"))
+    with pytest.raises(SpecError, match="found '1_0'"):
+        get_dataset("river")
+
+
+def test_a_file_of_the_same_size_and_time_is_read_again(folder: Path) -> None:
+    path = write(folder, GOOD)
+    stamp = path.stat()
+    assert get_dataset("river").spec.task.horizon == 6
+    write(folder, GOOD.replace("horizon: 6", "horizon: 5"))
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert get_dataset("river").spec.task.horizon == 5
+
+
+def test_a_source_at_hand_lies_beside_the_description_wherever_a_command_runs(
+    folder: Path, lake: Lake, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder, GOOD + "sources: [{kind: local, path: levels.csv}]\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "levels.csv").write_text("station,time,level\n")
+    monkeypatch.chdir(elsewhere)
+    assert materialize("river", "raw", lake, settings).stage is not None
+    assert lake.require("river", "raw").facts["rows"]["observations"] == 960
+
+
 BROKEN = {
     "an unknown key, one letter off": (
         GOOD.replace("  step: 1h", "  stepp: 1h"),
@@ -152,8 +201,104 @@ BROKEN = {
     "two names": (GOOD + "name: lake\n", ["line 10: the file is called 'river', the dataset 'lake'"]),
     "nothing": ("# to do\n", ["river.yaml is empty"]),
     "a list": ("- a\n- b\n", ["river.yaml holds no keys"]),
-    "an alias": (GOOD.replace("zone: Europe/Zurich", "zone: &z Europe/Zurich\ncountry: *z"), ["anchors or aliases"]),
-    "an object": (GOOD + "title: !!python/object/apply:os.system ['true']\n", ["not YAML"]),
+    "an alias": (
+        GOOD.replace("zone: Europe/Zurich", "zone: &z Europe/Zurich\ncountry: *z"),
+        ["line 2: anchors or aliases"],
+    ),
+    "an alias in brackets": (GOOD + "seasons: [&a [1, 2], *a]\n", ["line 10: anchors or aliases"]),
+    "an object": (GOOD + "title: !!python/object/apply:os.system ['true']\n", ["line 10: tags such as"]),
+    "a tag": (GOOD + "seasons: !!int foo\n", ["line 10: tags such as"]),
+    "brackets without end": (GOOD + "seasons: " + "[" * 3000, ["line 10: nested more than 20 deep"]),
+    "a name that is a number": (GOOD + "name: 123\n", ["line 10: a name is text"]),
+    "a day that never was": (
+        GOOD.replace("step: 1h", "step: 1h\n  start: 2013-02-30"),
+        ["line 9: harmonize.start: ", "found '2013-02-30'"],
+    ),
+    "an edge of the clock without a zone": (
+        GOOD.replace("step: 1h", "step: 1h\n  start: 2013-01-02"),
+        ["line 9: harmonize.start: the clock's edges carry a zone: 2024-01-01T00:00:00Z"],
+    ),
+    "a number for a time": (
+        GOOD.replace("step: 1h", "step: 1h\n  start: 20130101"),
+        ["line 9: harmonize.start: a time is written as 2024-01-31", "found 20130101"],
+    ),
+    "a clock that ends before it starts": (
+        GOOD.replace("step: 1h", "step: 1h\n  start: 2013-01-02T00:00:00Z\n  end: 2013-01-01T00:00:00Z"),
+        ["line 7: harmonize: the clock's end is not after its start"],
+    ),
+    "a time of day for a number": (
+        GOOD.replace("look_back: 24", "look_back: 1:30"),
+        ["line 9: task.look_back: input should be a valid integer", "found '1:30'"],
+    ),
+    "an octal number": (
+        GOOD.replace("look_back: 24", "look_back: 010"),
+        ["line 9: task.look_back: input should be a valid integer", "found '010'"],
+    ),
+    "no for a number": (
+        GOOD.replace("minimum: 0", "minimum: no"),
+        ["line 6: channels.1.minimum: input should be a valid number, found 'no'"],
+    ),
+    "true for a number": (
+        GOOD.replace("look_back: 24", "look_back: true"),
+        ["line 9: task.look_back: input should be a valid integer, found True"],
+    ),
+    "a number that is not finite": (
+        GOOD.replace("minimum: 0", "minimum: .nan"),
+        ["line 6: channels.1.minimum: input should be a finite number"],
+    ),
+    "a range the wrong way round": (
+        GOOD.replace("minimum: 0", "minimum: 1, maximum: 0"),
+        ["line 6: channels.1: minimum 1 is above maximum 0"],
+    ),
+    "an absent value out of range": (
+        GOOD.replace("minimum: 0", "minimum: 0, absent: -5"),
+        ["line 6: channels.1: absent -5 is outside [0, inf]"],
+    ),
+    "a channel called as ours are": (GOOD.replace("name: level_m", "name: _step"), ["line 6: channels.1.name: `time`"]),
+    "a step without a time of day": (
+        GOOD.replace("step: 1h", "step: 7h"),
+        ["line 8: harmonize.step: a step divides a day or is several days"],
+    ),
+    "digits of another script": (
+        GOOD.replace("step: 1h", "step: \u0663h"),
+        ["line 8: harmonize.step: not a step length"],
+    ),
+    "a step beyond all time": (
+        GOOD.replace("step: 1h", "step: 99999999999d"),
+        ["line 8: harmonize.step: not a step length"],
+    ),
+    "weeks without a season": (
+        GOOD.replace("step: 1h", "step: 7d").replace("Europe/Zurich", "UTC"),
+        ["steps of 7d have no usual season: state `seasons`"],
+    ),
+    "days of a place that UTC's days are not": (
+        GOOD.replace("step: 1h", "step: 1d"),
+        ["steps of 1d are days of UTC, not of Europe/Zurich; if the times are dates, `zone: UTC` keeps them"],
+    ),
+    "a season of no length": (
+        GOOD + "seasons: [0]\n",
+        ["line 10: seasons: seasons are whole numbers of steps above 0"],
+    ),
+    "seasons in disorder": (GOOD + "seasons: [168, 24]\n", ["line 10: seasons: seasons are whole numbers"]),
+    "a zone of this machine": (GOOD.replace("Europe/Zurich", "localtime"), ["line 2: zone: no such time zone"]),
+    "three shares": (
+        GOOD + "split: {ratios: [0.6, 0.2, 0.2]}\n",
+        ["line 10: split.ratios: too short, item 4 is missing"],
+    ),
+    "shares below nothing": (
+        GOOD + "split: {ratios: [1.5, -0.5, 0, 0]}\n",
+        ["line 10: split.ratios.1: input should be less than or equal to 1, found 1.5"],
+    ),
+    "no shares": (GOOD + "split: {ratios: null}\n", ["line 10: split: a split has ratios or counts"]),
+    "a table that is a path": (
+        GOOD.replace("channels:", "  ../../victim/harmonized/manifest: {format: long, file: levels.csv}\nchannels:"),
+        ["line 5: tables", "a table is called by lower-case letters"],
+    ),
+    "a table that is ours": (
+        GOOD.replace("channels:", "  manifest: {format: long, file: levels.csv}\nchannels:"),
+        ["line 5: tables", "a table is called by lower-case letters"],
+    ),
+    "a key that is no text": (GOOD + "2: 3\n", ["line 10: unknown key '2'"]),
 }
 
 

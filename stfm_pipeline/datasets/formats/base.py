@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Strict
 
 from stfm_pipeline.errors import ContractError, SourceError
 from stfm_pipeline.tables import dense_observations, step_us, to_utc
@@ -21,6 +22,27 @@ NULLS = ("", "NA", "NaN", "nan", "null", "NULL", "None")
 PICKLES = (".pkl", ".pickle", ".pk")
 TEXT = (".csv", ".tsv", ".txt", ".gz", ".geo", ".rel", ".dyna")
 FrameFiles = str | tuple[str, ...]
+
+
+def _no_number(value: Any) -> Any:
+    """A bare number would be taken for seconds since 1970."""
+    if isinstance(value, int | float) or (isinstance(value, str) and re.fullmatch(r"[+-]?[0-9.]+", value)):
+        raise ValueError("a time is written as 2024-01-31 or 2024-01-31T06:00:00")
+    return value
+
+
+Moment = Annotated[datetime, BeforeValidator(_no_number)]
+
+
+# Neither a text nor true and false.
+Whole = Annotated[int, Strict()]
+Real = Annotated[float, Strict()]
+
+
+class Model(BaseModel):
+    """A part of a dataset's description; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 @dataclass
@@ -39,10 +61,8 @@ class Scene:
     columns: list[str] = field(default_factory=list)
 
 
-class Form(BaseModel):
+class Form(Model):
     """A format with its options. `names()` are the files it needs, `read` gives the canonical table."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     def names(self) -> tuple[str, ...]:
         file: FrameFiles = self.file  # type: ignore[attr-defined]
