@@ -5,23 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Strict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
 
-from stfm_pipeline.errors import ContractError, SourceError
+from stfm_pipeline.errors import MAX_OFFENDERS, ContractError, SourceError
 from stfm_pipeline.tables import dense_observations, step_us, to_utc
 
 NULLS = ("", "NA", "NaN", "nan", "null", "NULL", "None")
 PICKLES = (".pkl", ".pickle", ".pk")
 TEXT = (".csv", ".tsv", ".txt", ".gz", ".geo", ".rel", ".dyna")
-FrameFiles = str | tuple[str, ...]
+FrameFiles = Annotated[str, Field(min_length=1)] | Annotated[tuple[str, ...], Field(min_length=1)]
+Separator = Annotated[str, Field(pattern=r"^[\x00-\x7f]$")]
 
 
 def _no_number(value: Any) -> Any:
@@ -94,6 +96,17 @@ def refuse_pickle(path: Path) -> None:
 def open_frame(path: Path, separator: str | None = None, header: bool = True, text: Sequence[str] = ()) -> pl.DataFrame:
     """A csv (also gzipped), tsv or parquet file; the columns named in `text` stay strings."""
     refuse_pickle(path)
+    frame = _open(path, separator, header, text)
+    if double := [c for c in frame.columns if (m := re.fullmatch(r"(.*)_duplicated_\d+", c)) and m[1] in frame.columns]:
+        raise SourceError(
+            f"{path.name} has several columns of one name",
+            offenders=[c.rpartition("_duplicated_")[0] for c in double],
+            fix="give each its own",
+        )
+    return frame
+
+
+def _open(path: Path, separator: str | None, header: bool, text: Sequence[str]) -> pl.DataFrame:
     try:
         if path.suffix == ".parquet":
             return pl.read_parquet(path)
@@ -108,7 +121,7 @@ def open_frame(path: Path, separator: str | None = None, header: bool = True, te
         except pl.exceptions.ComputeError:
             # A column that looks whole for ten thousand rows and is not: all rows decide.
             return pl.read_csv(path, schema_overrides=overrides, infer_schema_length=None, **options)
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
         raise SourceError(
             f"{path.name} cannot be read as a table",
             found=str(error).splitlines()[0],
@@ -163,6 +176,8 @@ def dated(table: str, path: Path, column: pl.Series, zone: str, form: str | None
 
 
 def _dated(table: str, path: Path, column: pl.Series, zone: str, form: str | None, offsets: str) -> pl.Series:
+    if form is not None and column.dtype.is_integer():
+        column = column.cast(pl.String)
     if column.dtype == pl.String:
         column = _parsed(table, path, column.str.strip_chars(), form, offsets)
     elif column.dtype == pl.Date:
@@ -171,28 +186,39 @@ def _dated(table: str, path: Path, column: pl.Series, zone: str, form: str | Non
         raise ContractError(
             f"{table}: the time column of {path.name} holds no times",
             found=f"{column.dtype}: {column.head(3).to_list()}",
-            fix="name the column of times, or several that make one up: [year, month, day, hour]",
+            fix="name the column of times, several that make one up ([year, month, day, hour]), or a `time_format`",
         )
     if getattr(column.dtype, "time_zone", None) is not None:
         return column.dt.convert_time_zone("UTC").dt.cast_time_unit("us")
-    moments = column.to_frame("time").select(to_utc(pl.col("time"), zone))["time"]
+    moments = to_moments(column, zone)
     never = column.filter(moments.is_null() & column.is_not_null()).unique(maintain_order=True)
     if len(never):
         raise ContractError(
-            f"{table}: {path.name} holds civil times that never were in {zone}: its clocks skipped them",
+            f"{table}: {path.name} holds {len(never)} civil times that never were in {zone}: its clocks skipped them",
             expected=f"times of {zone}, or a zone without summer time",
-            offenders=never.head(6).to_list(),
+            offenders=never.head(MAX_OFFENDERS).to_list(),
             fix="if the file's clock knows no summer time, state a fixed zone such as Etc/GMT+8 (which is UTC-8)",
         )
     return moments
 
 
+# An offset follows a time; at the end of a date, as in 15-01-2013, stands a year.
+OFFSET = r"([T: ]\d{2}[0-9:.]*) ?(Z|[+-]\d{2}:?\d{2})$"
+DAY_FIRST = r"^(\d{1,2})[/.-]\d{1,2}[/.-]\d{4}"
+
+
 def _parsed(table: str, path: Path, column: pl.Series, form: str | None, offsets: str) -> pl.Series:
     known = column.drop_nulls()
-    pattern = r"(Z|[+-]\d{2}:?\d{2})$"
-    aware = len(known) > 0 and bool(known.head(1).str.contains(pattern)[0]) and (form is None or "%z" in form)
+    aware = len(known) > 0 and bool(known.head(1).str.contains(OFFSET)[0]) and (form is None or "%z" in form)
     if aware and offsets == "ignore":
-        column, aware = column.str.replace(pattern, ""), False
+        column, aware = column.str.replace(OFFSET, "$1"), False
+    slashed = form is None and len(known) > 0 and bool(known.head(1).str.contains(DAY_FIRST)[0])
+    if slashed and not (known.str.extract(DAY_FIRST).cast(pl.Int64) > 12).any():
+        raise ContractError(
+            f"{table}: the dates of {path.name} can be read with the day first or with the month first",
+            found=", ".join(map(repr, known.head(3))),
+            fix="state `time_format`, e.g. '%d/%m/%Y %H:%M' or '%m/%d/%Y %H:%M'",
+        )
     try:
         if aware:
             whole = column.str.replace(r"Z$", "+00:00")
@@ -202,15 +228,16 @@ def _parsed(table: str, path: Path, column: pl.Series, form: str | None, offsets
     except pl.exceptions.ComputeError as error:
         raise ContractError(
             f"{table}: the times of {path.name} are in no form that can be recognised",
+            expected=f"{form}: {str(error).splitlines()[0]}" if form else None,
             found=", ".join(map(repr, known.head(3))),
-            fix="state `time_format`, e.g. '%d.%m.%Y %H:%M'",
+            fix=f"{'mend' if form else 'state'} `time_format`, e.g. '%d.%m.%Y %H:%M'",
         ) from error
     bad = column.filter(out.is_null() & column.is_not_null())
     if len(bad):
         raise ContractError(
             f"{table}: {len(bad)} times of {path.name} cannot be read",
             expected=form or "ISO 8601, all in one form",
-            offenders=[repr(b) for b in bad.head(6)],
+            offenders=[repr(b) for b in bad.head(MAX_OFFENDERS)],
             fix="mend them, or state `time_format`",
         )
     return out
@@ -218,23 +245,28 @@ def _parsed(table: str, path: Path, column: pl.Series, form: str | None, offsets
 
 def clock(start: datetime, step: str, count: int, zone: str, weekends: bool = True) -> pl.Series:
     """`count` UTC step starts from a civil `start`; without `weekends`, Saturdays and Sundays are passed over."""
-    first = start if start.tzinfo is None else start.astimezone()
     length = timedelta(microseconds=step_us(step))
-    if weekends:
-        opening = pl.Series([first]).cast(pl.Datetime("us"))
-        if start.tzinfo is not None:
-            base = pl.Series([start]).dt.convert_time_zone("UTC").dt.cast_time_unit("us")[0]
-        else:
-            base = opening.to_frame("time").select(to_utc(pl.col("time"), zone))["time"][0]
+    civil = start if start.tzinfo is None else start.astimezone(ZoneInfo(zone)).replace(tzinfo=None)
+    try:
+        if not weekends:
+            days = count * length / timedelta(days=1)
+            span = pl.datetime_range(civil, civil + timedelta(days=7 * days / 5 + 7), length, eager=True)
+            return to_moments(span.filter(span.dt.weekday() < 6).head(count), zone)
+        first = to_moments(pl.Series([civil]), zone)[0] if start.tzinfo is None else start.astimezone(UTC)
+        if first is None:
+            raise ContractError(
+                f"the first row's time never was in {zone}: its clocks skipped it", found=str(start), fix="mend `start`"
+            )
         return pl.datetime_range(
-            base, base + length * (count - 1), interval=length, time_unit="us", time_zone="UTC", eager=True
+            first, first + length * (count - 1), interval=length, time_unit="us", time_zone="UTC", eager=True
         )
-    naive = start.replace(tzinfo=None)
-    span = pl.datetime_range(
-        naive, naive + length * (2 * count + 4 * step_us("1d") // step_us(step)), length, eager=True
-    )
-    working = span.filter(span.dt.weekday() < 6).head(count)
-    return working.to_frame("time").select(to_utc(pl.col("time"), zone))["time"]
+    except OverflowError:
+        raise ContractError("the clock runs beyond all dates", found=f"{count} steps from {start}") from None
+
+
+def to_moments(civil: pl.Series, zone: str) -> pl.Series:
+    """Civil times as UTC, null where they never were."""
+    return civil.cast(pl.Datetime("us")).to_frame("time").select(to_utc(pl.col("time"), zone))["time"]
 
 
 @dataclass(frozen=True)
@@ -263,7 +295,7 @@ def assemble(blocks: dict[str, list[Block]], scene: Scene) -> pl.DataFrame:
         if own.is_duplicated().any():
             raise ContractError(
                 f"channel '{channel}' has two rows of one time, and the channels' times differ",
-                offenders=own.filter(own.is_duplicated()).head(6).to_list(),
+                offenders=own.filter(own.is_duplicated()).to_list(),
                 fix="remove the second row",
             )
         out[channel] = np.full((len(union), len(scene.entities)), np.nan, np.float64)

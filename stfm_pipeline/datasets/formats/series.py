@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import polars as pl
@@ -17,7 +16,9 @@ from stfm_pipeline.datasets.formats.base import (
     Block,
     Form,
     FrameFiles,
+    Moment,
     Scene,
+    Separator,
     assemble,
     clock,
     dated,
@@ -27,7 +28,7 @@ from stfm_pipeline.datasets.formats.base import (
 )
 from stfm_pipeline.datasets.formats.cells import Cells
 from stfm_pipeline.datasets.formats.hdf import is_hdf, read_pandas_hdf
-from stfm_pipeline.errors import ContractError, SourceError, StfmError
+from stfm_pipeline.errors import MAX_OFFENDERS, ContractError, SourceError, StfmError
 
 ROWS_OF_A_BATCH = 500_000
 
@@ -35,7 +36,7 @@ ROWS_OF_A_BATCH = 500_000
 class _Dated(Form):
     """Rows without times of their own are dated by `start`, civil in the dataset's zone, one step apart."""
 
-    start: datetime | None = None
+    start: Moment | None = None
     weekends: bool = True
 
 
@@ -52,7 +53,7 @@ class Wide(_Dated):
     time: str | int | None = None
     time_format: str | None = None
     header: bool = True
-    separator: str | None = None
+    separator: Separator | None = None
     key: str | None = None
 
     @model_validator(mode="after")
@@ -90,6 +91,10 @@ class Wide(_Dated):
         frame = open_frame(path, self.separator, self.header)
         times = None
         if isinstance(self.time, int) and self.start is None:
+            if not -frame.width <= self.time < frame.width:
+                raise ContractError(
+                    f"{table}: {path.name} has no column at position {self.time}", found=f"{frame.width} columns"
+                )
             times = frame.to_series(self.time)
         elif isinstance(self.time, str):
             times = pick(table, path, frame, [self.time])[self.time]
@@ -99,9 +104,11 @@ class Wide(_Dated):
             raise ContractError(
                 f"{table}: columns of {path.name} hold something else than numbers",
                 expected="a number per entity and time",
-                offenders=[f"{c}: {frame[c].drop_nulls().head(1).to_list()}" for c in text],
-                fix="if one of them is the time, name it as `time`",
+                offenders=[f"{c}: {no_number(frame[c])}" for c in text],
+                fix="mend them; if one of them is the time, name it as `time`",
             )
+        if not frame.width:
+            raise ContractError(f"{table}: {path.name} has no column of values", fix="bring a column per entity")
         entities = frame.columns if self.header else [str(i) for i in range(frame.width)]
         return times, entities, frame.select(pl.all().cast(pl.Float64)).to_numpy(order="c")
 
@@ -114,7 +121,7 @@ class Tensor(_Dated):
 
     format: Literal["tensor"]
     file: str
-    start: datetime
+    start: Moment
     key: str = "data"
     columns: dict[str, int] = Field(default={})
     ids: str | None = None
@@ -177,11 +184,11 @@ class Long(Form):
     file: FrameFiles
     entity: str | None = "entity"
     one_entity: str | None = None
-    time: str | tuple[str, ...] = "time"
+    time: str | Annotated[tuple[str, ...], Field(min_length=3, max_length=6)] = "time"
     time_format: str | None = None
     offsets: Literal["keep", "ignore"] = "keep"
     columns: dict[str, str] = Field(default={})
-    separator: str | None = None
+    separator: Separator | None = None
     only: dict[str, str] = Field(default={}, description="keep rows where these columns hold these values")
 
     def read(self, table: str, files: dict[str, Path], scene: Scene) -> pl.DataFrame:
@@ -244,21 +251,46 @@ class Long(Form):
         if text := [c for c in mapping.values() if not frame.schema[c].is_numeric() and frame.schema[c] != pl.Null]:
             raise ContractError(
                 f"{table}: columns of {path.name} hold something else than numbers",
-                offenders=[f"{c}: {frame[c].drop_nulls().head(1).to_list()}" for c in text],
+                offenders=[f"{c}: {no_number(frame[c])}" for c in text],
                 fix=f"mend them, or leave them out of tables.{table}.columns",
             )
-        parts = [pl.col(s).cast(pl.Int32) for s in stamps]
-        stamp = pl.datetime(*parts, time_unit="us").alias("time") if len(stamps) > 1 else pl.col(stamps[0])
         if not names and self.one_entity is None:
             raise ContractError(
                 f"{table}: nothing says whose rows these are", fix="name the column `entity`, or `one_entity`"
             )
+        stamp = _moments(table, path, frame.select(stamps)) if len(stamps) > 1 else frame[stamps[0]]
         who = pl.col(names[0]).cast(pl.String) if names else pl.lit(self.one_entity)
         return frame.select(
             entity=who,
-            time=dated(table, path, frame.select(stamp).to_series(), scene.zone, self.time_format, self.offsets),
+            time=dated(table, path, stamp, scene.zone, self.time_format, self.offsets),
             **{ours: pl.col(theirs).cast(pl.Float64) for ours, theirs in mapping.items()},
         )
+
+
+def no_number(column: pl.Series) -> str:
+    """The first value of a text column that is no number."""
+    return repr(next(iter(column.filter(column.cast(pl.Float64, strict=False).is_null() & column.is_not_null())), None))
+
+
+def _moments(table: str, path: Path, parts: pl.DataFrame) -> pl.Series:
+    """Civil times from their parts: year, month, day and what follows."""
+    try:
+        whole = parts.cast(pl.Float64)
+        out = whole.select(pl.datetime(*(pl.col(c).cast(pl.Int32) for c in whole.columns), time_unit="us")).to_series()
+    except pl.exceptions.PolarsError as error:
+        raise ContractError(
+            f"{table}: {', '.join(parts.columns)} of {path.name} are no parts of a time",
+            expected="whole numbers: year, month, day, and if there are any hour, minute, second",
+            found=str(error).splitlines()[0],
+        ) from error
+    wrong = whole.select(pl.any_horizontal(pl.all() != pl.all().round())).to_series()
+    if wrong.any():
+        raise ContractError(
+            f"{table}: {', '.join(parts.columns)} of {path.name} are not whole",
+            offenders=[str(row) for row in parts.filter(wrong).head(MAX_OFFENDERS).rows()],
+            fix="split them further, e.g. into hour and minute",
+        )
+    return out
 
 
 class Nixtla(Long):
@@ -266,7 +298,7 @@ class Nixtla(Long):
 
     format: Literal["nixtla"]  # type: ignore[assignment]
     entity: str | None = "unique_id"
-    time: str | tuple[str, ...] = "ds"
+    time: str | Annotated[tuple[str, ...], Field(min_length=3, max_length=6)] = "ds"
 
     def mapping(self, table: str, scene: Scene, there: list[str]) -> dict[str, str]:
         if not self.columns and table == "observations" and len(scene.channels) == 1 and "y" in there:
