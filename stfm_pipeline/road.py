@@ -81,6 +81,8 @@ def _harmonized(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
 
     earlier = lake.stage(dataset.spec.name, "harmonized")
     rule = dataset.spec.split.model_dump(mode="json")
+    if rule["of"] == "windows":
+        rule["windows"] = dataset.spec.task.model_dump(mode="json", include={"look_back", "horizon"})
     ratios_drawn_before = earlier is not None and earlier.facts.get("split_rule") == rule and rule["counts"] is None
     frozen = lake.read(earlier, "split") if earlier is not None and ratios_drawn_before else None
     result = harmonize(dataset.spec, _tables(lake, dataset.spec.name, "raw"), frozen)
@@ -218,7 +220,10 @@ def materialize(name: str, stage: str, lake: Lake, settings: Settings, force: bo
             return Outcome(published, reused=True)
         result = step.compute(dataset, lake, settings)
     wanted = found.result()
-    assert wanted is not None
+    if wanted is None or wanted != current_fingerprint(dataset, step, lake):
+        raise ContractError(
+            f"what {name} {stage} is made from changed while it was computed", fix="run it again; nothing was published"
+        )
     mark, inputs = wanted
     if not result.passed:
         failed = [c.name for c in result.checks if not c.passed]

@@ -21,6 +21,7 @@ UTC = pl.Datetime("us", "UTC")
 ROWS_AT_ONCE = 512
 CELLS_AT_ONCE = 1 << 18
 _UNITS_US = {"s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
+DAY_US = _UNITS_US["d"]
 
 
 def step_us(step: str, zero: bool = False) -> int:
@@ -39,6 +40,11 @@ def is_zone(name: str) -> bool:
     except (ZoneInfoNotFoundError, ValueError, OSError, pl.exceptions.PolarsError):
         return False
     return True
+
+
+def leaves_utc(zone: str) -> bool:
+    """Whether civil days of a zone are ever others than those of UTC."""
+    return any(ZoneInfo(zone).utcoffset(datetime(2024, month, 1)) for month in range(1, 13))
 
 
 def stretches(rows: int, width: int) -> list[slice]:

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import available_timezones
 
 import polars as pl
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
@@ -19,11 +19,10 @@ from stfm_pipeline.datasets.formats import Table
 from stfm_pipeline.datasets.formats.base import Model, Moment, Real, Whole
 from stfm_pipeline.errors import StfmError, UsageError
 from stfm_pipeline.sources import Source
-from stfm_pipeline.tables import is_zone, step_us
+from stfm_pipeline.tables import DAY_US, is_zone, leaves_utc, step_us
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 TABLE = re.compile(r"[a-z][a-z0-9_]{0,40}")
-DAY_US = step_us("1d")
 Kind = Literal["graph", "grid", "trajectory", "event", "video"]
 Part = Literal["train", "val", "gate", "test"]
 PARTS: tuple[Part, ...] = ("train", "val", "gate", "test")
@@ -47,10 +46,6 @@ def _check_zone(zone: str) -> str:
         hint = f"did you mean '{near[0]}'?" if near else "name one such as Europe/Berlin or UTC"
         raise ValueError(f"no such time zone; {hint}")
     return zone
-
-
-def _leaves_utc(zone: str) -> bool:
-    return any(ZoneInfo(zone).utcoffset(datetime(2024, month, 1)) for month in range(1, 13))
 
 
 def _check_length(zero: bool) -> Callable[[str], str]:
@@ -314,7 +309,7 @@ class DatasetSpec(Model):
             raise ValueError(f"two channels or side columns are called '{double[0]}'")
         if not self.seasons:
             raise ValueError(f"steps of {self.harmonize.step} have no usual season: state `seasons`")
-        if step_us(self.harmonize.step) >= DAY_US and _leaves_utc(self.zone):
+        if step_us(self.harmonize.step) >= DAY_US and leaves_utc(self.zone):
             raise ValueError(
                 f"steps of {self.harmonize.step} are days of UTC, not of {self.zone}; "
                 "if the times are dates, `zone: UTC` keeps them, their weekdays and holidays"

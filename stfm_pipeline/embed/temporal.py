@@ -10,8 +10,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from stfm_pipeline.errors import ContractError
+from stfm_pipeline.tables import DAY_US
 
-DAY_US = 86_400_000_000
 HOLIDAY = ("working day", "public holiday", "day before a holiday")
 
 

@@ -14,6 +14,7 @@ from stfm_pipeline.harmonize.gather import gather
 from stfm_pipeline.harmonize.mask import mask_outliers
 from stfm_pipeline.stage import Result
 from stfm_pipeline.tables import (
+    DAY_US,
     Check,
     Edges,
     Entities,
@@ -21,6 +22,7 @@ from stfm_pipeline.tables import (
     entity_hash,
     is_dense,
     is_zone,
+    leaves_utc,
     observations,
     step_us,
     validate,
@@ -54,6 +56,12 @@ def check_raw(spec: DatasetSpec, raw: dict[str, pl.DataFrame]) -> dict[str, pl.D
         raise ContractError(
             "unknown time zones", expected="IANA names such as 'Europe/Berlin'", offenders=unknown, fix=fix
         )
+    if step_us(spec.harmonize.step) >= DAY_US and (away := sorted(z for z in zones if leaves_utc(z))):
+        raise ContractError(
+            f"steps of {spec.harmonize.step} are days of UTC, not of where the entities are",
+            offenders=away,
+            fix="leave the entities' zones out where the times are dates, or take a step shorter than a day",
+        )
     if "edges" in raw:
         dated = raw["edges"] if "time" in raw["edges"].columns else raw["edges"].with_columns(time=None)
         tables["edges"] = validate("edges", dated, Edges, fix)
@@ -71,8 +79,9 @@ def check_raw(spec: DatasetSpec, raw: dict[str, pl.DataFrame]) -> dict[str, pl.D
 def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFrame | None = None) -> Result:
     """Dense signal in data units with its mask, entity index, training-part edges, split and scaler.
 
-    `frozen` is an earlier split table whose boundaries stay where they are. Raises `ContractError` on data that cannot
-    be made regular, on a channel without values, and on a split that leaves a part empty.
+    `frozen` is an earlier split table whose boundaries stay where they are, as long as they fit the clock. Raises
+    `ContractError` on data that cannot be made regular, on a channel without values, and on a split that leaves a part
+    empty.
     """
     tables = check_raw(spec, raw)
     rule = spec.harmonize
@@ -93,7 +102,8 @@ def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFr
                 found=f"{masked[channel.name]}",
                 fix="check the column, its missing codes and its range",
             )
-    table = split.draw(times, spec.split, spec.task) if frozen is None else split.lengthen(frozen, times)
+    carried = None if frozen is None else split.carry(frozen, times, spec.task)
+    table = split.draw(times, spec.split, spec.task) if carried is None else carried
     parts = split.parts_of(table, times)
     split.check_lengths(parts, spec.task)
     if rule.outliers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime
 from typing import cast
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from stfm_pipeline.datasets.spec import PARTS, Part, Split, Task
 from stfm_pipeline.errors import ContractError
 
+log = logging.getLogger("stfm")
 Parts = dict[Part, slice]
 
 
@@ -44,12 +46,28 @@ def _by_windows(t: int, ratios: tuple[float, ...], task: Task) -> NDArray[np.int
     return np.array([train + task.look_back, val, gate, last + task.horizon - 1])
 
 
-def lengthen(frozen: pl.DataFrame, times: NDArray[np.datetime64]) -> pl.DataFrame:
-    """A frozen split on a longer clock: every boundary stays, the newest part takes the new steps."""
-    step = times[1] - times[0]
-    until = pl.Series(times[-1:] + step).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")[0]
+def carry(frozen: pl.DataFrame, times: NDArray[np.datetime64], task: Task) -> pl.DataFrame | None:
+    """A frozen split on a longer clock: every boundary stays, the newest part takes the new steps.
+
+    None where it cannot stay: the clock starts elsewhere, or no longer reaches into every part.
+    """
+    step = times[1] - times[0] if len(times) > 1 else np.timedelta64(1, "us")
+    first, until = (
+        pl.Series(np.append(times[:1], times[-1:] + step)).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    )
+    if frozen["start"].min() != first:
+        log.warning("the split is drawn anew: the clock starts at %s, not at %s", first, frozen["start"].min())
+        return None
     last = frozen["end"].max()
-    return frozen.with_columns(end=pl.when(pl.col("end") == last).then(until).otherwise("end"))
+    longer = frozen.with_columns(end=pl.when(pl.col("end") == last).then(until).otherwise("end"))
+    try:
+        check_lengths(parts_of(longer, times), task)
+    except ContractError as error:
+        log.warning(
+            "the split is drawn anew: on this clock the old one leaves %s too short", ", ".join(error.offenders)
+        )
+        return None
+    return longer
 
 
 def parts_of(split: pl.DataFrame, times: NDArray[np.datetime64]) -> Parts:

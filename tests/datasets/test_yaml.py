@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from stfm_pipeline.datasets.catalog import all_datasets, broken_datasets, get_dataset
 from stfm_pipeline.datasets.export import export
+from stfm_pipeline.datasets.formats.series import Long
 from stfm_pipeline.datasets.yaml_file import SpecError, load_yaml
-from stfm_pipeline.errors import UsageError
+from stfm_pipeline.errors import ContractError, UsageError
 from stfm_pipeline.lake import Lake
 from stfm_pipeline.road import STEPS, materialize, stale_stages
 from stfm_pipeline.settings import Settings
@@ -77,6 +79,41 @@ def test_a_changed_csv_runs_everything_again_and_a_touched_one_nothing(
     with (folder / "levels.csv").open("a") as handle:
         handle.write("x,2024-02-10 00:00:00,2.5\n")
     assert stale_stages("river", lake) == list(STEPS)
+
+
+def test_a_csv_that_changes_while_it_is_read_publishes_nothing(
+    folder: Path, lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder, GOOD)
+    as_ever = Long.read
+
+    def read_while_another_writes(self: Long, *arguments: Any) -> Any:
+        found = as_ever(self, *arguments)
+        with (folder / "levels.csv").open("a") as handle:
+            handle.write("x,2024-02-10 00:00:00,2.5\n")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Long, "read", read_while_another_writes)
+        with pytest.raises(ContractError, match="is made from changed while it was computed"):
+            materialize("river", "raw", lake, settings)
+    assert lake.stage("river", "raw") is None
+    assert materialize("river", "raw", lake, settings).stage is not None
+
+
+def test_history_that_comes_later_joins_the_training_part(folder: Path, lake: Lake, settings: Settings) -> None:
+    write(folder, GOOD)
+    parts = []
+    for early in (False, True):
+        if early:
+            rows = [f"01,{datetime(2023, 10, 1) + timedelta(hours=h)},2" for h in range(2000)]
+            with (folder / "levels.csv").open("a") as handle:
+                handle.write("\n".join(rows) + "\n")
+        for stage in ("raw", "harmonized"):
+            outcome = materialize("river", stage, lake, settings)
+        assert outcome.stage is not None
+        parts.append(outcome.stage.facts["parts"]["train"][1] / outcome.stage.facts["steps"])
+    assert parts == [pytest.approx(0.6, abs=1e-3)] * 2
 
 
 def test_a_file_is_seen_when_it_comes_changes_and_goes(folder: Path) -> None:

@@ -172,6 +172,20 @@ def test_a_frozen_split_keeps_its_dates_when_data_is_appended() -> None:
     assert after["end"][3] - before["end"][3] == timedelta(days=10)
 
 
+@pytest.mark.parametrize("days", [70, 20])
+def test_a_frozen_split_is_drawn_anew_where_the_clock_starts_earlier_or_ends_before_its_parts(
+    days: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = harmonize(make_spec(), tables(days=60)).tables["split"]
+    raw = tables(days=days)
+    if days > 60:
+        raw["observations"] = raw["observations"].with_columns(pl.col("time") - pl.duration(days=10))
+    fresh = harmonize(make_spec(), raw)
+    again = harmonize(make_spec(), raw, frozen=old)
+    assert again.tables["split"].equals(fresh.tables["split"])
+    assert "the split is drawn anew" in caplog.text
+
+
 def test_facts_that_do_not_match_fail_their_check() -> None:
     result = harmonize(make_spec(facts=Facts(steps=7, entities=6)), tables())
     assert [c.name for c in result.checks if not c.passed] == ["facts_match"]
@@ -298,6 +312,30 @@ def test_a_stated_clock_cuts_rows_off_and_says_how_many() -> None:
 def test_a_clock_that_cannot_be_kept_is_refused(rule: dict[str, Any]) -> None:
     with pytest.raises((ContractError, ValidationError), match=r"edges carry a zone|not a step length|divides a day"):
         harmonize(make_spec(harmonize=Harmonize(**rule)), tables())
+
+
+def test_a_stray_time_does_not_make_the_clock() -> None:
+    raw = tables()
+    for year in (13, 9999):
+        stray = raw["observations"].head(1).with_columns(time=datetime(year, 3, 1, tzinfo=UTC))
+        frame = raw | {"observations": pl.concat([raw["observations"], stray.cast(raw["observations"].schema)])}
+        with pytest.raises(ContractError, match=r"of the clock is one gap[\s\S]*`start` or `end`") as caught:
+            harmonize(make_spec(), frame)
+        assert str(year) in str(caught.value)
+
+
+def test_a_clock_that_no_observation_lies_on_is_refused() -> None:
+    for edge in ({"start": datetime(2030, 1, 1, tzinfo=UTC)}, {"end": datetime(2000, 1, 1, tzinfo=UTC)}):
+        with pytest.raises(ContractError, match="no observation lies on the clock"):
+            harmonize(make_spec(harmonize=Harmonize(step="1h", **edge)), tables())
+
+
+def test_days_are_those_of_utc() -> None:
+    raw = tables()
+    assert "zone" in raw["entities"].columns
+    daily = make_spec(zone="UTC", harmonize=Harmonize(step="1d", duplicates="mean"), seasons=(7,))
+    with pytest.raises(ContractError, match=r"steps of 1d are days of UTC"):
+        harmonize(daily, raw)
 
 
 def test_an_edge_counts_from_the_day_its_evidence_lies_in_training() -> None:
