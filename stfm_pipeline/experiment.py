@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from stfm_pipeline.datasets.catalog import get_dataset
+from stfm_pipeline.datasets.spec import DatasetSpec
 from stfm_pipeline.errors import MetricError
 from stfm_pipeline.fingerprint import code_version, fingerprint
 from stfm_pipeline.lake import Lake, Stage
@@ -290,7 +291,7 @@ def evaluate_dataset(name: str, lake: Lake, settings: Settings) -> Outcome:
         champion = registry.load_model(f"models:/{name}@{registry.CHAMPION}", settings)
         rival = champion if champion.problem.to_config() == panel.problem.to_config() else None
     label = f"champion (version {crowned.version})" if crowned is not None else "champion"
-    evaluation = evaluate(spec, panel, contenders, rival, label, notes=_notes(name, lake, crowned, rival, runs))
+    evaluation = evaluate(spec, panel, contenders, rival, label, notes=_notes(spec, lake, crowned, rival, runs))
     leader = next(e for e in contenders if e.system.name == evaluation.candidate)
     run_id = leader.runs[leader.chosen]
     uri = next(s for s in lake.require(name, stage_of(leader.system.name)).facts["seeds"] if s["run_id"] == run_id)[
@@ -339,9 +340,13 @@ def evaluate_dataset(name: str, lake: Lake, settings: Settings) -> Outcome:
     return Outcome(published, False, _checks(evaluation), seconds)
 
 
-def _notes(name: str, lake: Lake, crowned: Any, rival: Any, runs: Sequence[str] | set[str]) -> list[str]:
+def _notes(spec: DatasetSpec, lake: Lake, crowned: Any, rival: Any, runs: Sequence[str] | set[str]) -> list[str]:
     notes = []
-    if unseen := lake.require(name, "embedded").facts["unseen_categories"]:
+    if spec.task.look_back < min(spec.seasons):
+        notes.append(
+            f"no season fits into a look-back of {spec.task.look_back} steps: seasonal-naive repeats the last value"
+        )
+    if unseen := lake.require(spec.name, "embedded").facts["unseen_categories"]:
         notes.append(f"calendar categories that training never saw contribute nothing: {_plainly(unseen)}")
     if any(u.startswith("dow ") for u in unseen):
         notes.append("on days of the week that training never saw, historical-* fall back on the time of day alone")

@@ -178,7 +178,7 @@ class Split(Model):
 class Embed(Model):
     """Sizes of the embeddings computed once per dataset."""
 
-    eigenvectors: Whole = Field(default=8, ge=0)
+    eigenvectors: Whole = Field(default=8, ge=0, le=1024)
     patch_size: Whole = Field(default=16, ge=1)
     periods: Whole = Field(default=5, ge=1)
 

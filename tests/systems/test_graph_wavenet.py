@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from statistics import median
 
 import pytest
 import torch
@@ -119,8 +120,12 @@ def delayed() -> Tensor:
 
 @cache
 def error_of_the_follower(edges: bool, adaptive: bool) -> float:
-    """Mean absolute error on entity 1 after a short training; white noise around 0 is missed by 0.8."""
-    torch.manual_seed(1)
+    """Mean absolute error on entity 1, median of three short trainings; white noise around 0 is missed by 0.8."""
+    return median(one_training(seed, edges, adaptive) for seed in range(3))
+
+
+def one_training(seed: int, edges: bool, adaptive: bool) -> float:
+    torch.manual_seed(seed)
     problem = make_problem(3, [(0, 1), (1, 2)], 12, DELAY)
     module = GraphWaveNet(problem, width=16, skip=32, end=32, dropout=0.1, given=edges, adaptive=adaptive)
     windows = delayed().unfold(0, 12 + DELAY, 1).movedim(-1, 1)

@@ -22,7 +22,8 @@ from stfm_pipeline.tables import dense_observations, step_us, to_utc
 NULLS = ("", "NA", "NaN", "nan", "null", "NULL", "None")
 PICKLES = (".pkl", ".pickle", ".pk")
 TEXT = (".csv", ".tsv", ".txt", ".gz", ".geo", ".rel", ".dyna")
-FrameFiles = Annotated[str, Field(min_length=1)] | Annotated[tuple[str, ...], Field(min_length=1)]
+FileName = Annotated[str, Field(min_length=1, max_length=255)]
+FrameFiles = FileName | Annotated[tuple[FileName, ...], Field(min_length=1)]
 Separator = Annotated[str, Field(pattern=r"^[\x00-\x7f]$")]
 
 
