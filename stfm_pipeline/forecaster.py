@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stfm_pipeline.errors import StfmError
 from stfm_pipeline.systems import own
-from stfm_pipeline.systems.catalog import get_system, own_file
+from stfm_pipeline.systems.catalog import get_system
 from stfm_pipeline.tasks.forecasting import check_forecast, forecast_of, hide
 from stfm_pipeline.windows import Problem, Window
 
@@ -104,8 +104,8 @@ class Forecaster:
         save_file({k: v.clone() for k, v in tensors.items()}, folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps(config, indent=1))
         (folder / "lineage.json").write_text(json.dumps(self.lineage, indent=1))
-        if (source := own_file(self.system)) is not None:
-            (folder / OWN_CODE).write_bytes(source.read_bytes())
+        if (code := own.source_of(self.module)) is not None:
+            (folder / OWN_CODE).write_bytes(code)
         return folder
 
     @classmethod
