@@ -194,7 +194,7 @@ def _train_seed(
             lineage=lineage(panel, lake, system, seed, plan, budget),
         )
         forecaster.levels = LEVELS
-        forecaster.offsets = calibrate(forecaster.module, panel, system.needs)
+        forecaster.offsets = calibrate(forecaster.module, panel, system.needs, system.name)
         if system.training:
             mlflow.log_params({**asdict(system.training), "budget": budget, "seed": seed})
         mlflow.log_metrics({"seconds": result.seconds, "peak_mb": result.peak_mb, "trainable": forecaster.trainable})

@@ -33,10 +33,15 @@ def _of_module(name: str) -> bytes:
 
 
 def _syntax(file: Path) -> bytes:
-    tree = ast.parse(file.read_bytes())
-    for node in ast.walk(tree):
-        _drop_docstring(node)
-    return ast.dump(tree).encode()
+    source = file.read_bytes()
+    try:
+        tree = ast.parse(source)
+        for node in ast.walk(tree):
+            _drop_docstring(node)
+        return ast.dump(tree).encode()
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        # A user's file may be anything. It is refused when it is asked for, not where all systems are looked at.
+        return source
 
 
 def _drop_docstring(node: ast.AST) -> None:

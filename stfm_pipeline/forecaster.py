@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from stfm_pipeline.errors import StfmError
 from stfm_pipeline.systems import own
-from stfm_pipeline.systems.catalog import get_system, own_file
-from stfm_pipeline.tasks.forecasting import check_forecast, hide
+from stfm_pipeline.systems.catalog import get_system
+from stfm_pipeline.tasks.forecasting import check_forecast, forecast_of, hide
 from stfm_pipeline.windows import Problem, Window
 
 FORMAT = 1
@@ -58,9 +58,8 @@ class Forecaster:
     @torch.inference_mode()
     def forecast(self, window: Window) -> Forecast:
         """Forecast every window of a batch; only its look-back and what is known ahead is shown to the module."""
-        inputs, _ = hide(window, self.problem.look_back)
-        answer = self.module(inputs)
-        standard, fallback = answer if isinstance(answer, tuple) else (answer, None)
+        inputs, target = hide(window, self.problem.look_back)
+        standard, fallback = forecast_of(self.module(inputs), target, self.system)
         check_forecast(standard, self.system)
         mean, std = self.problem.tensors["mean"], self.problem.tensors["std"]
         bounds = None
@@ -105,8 +104,8 @@ class Forecaster:
         save_file({k: v.clone() for k, v in tensors.items()}, folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps(config, indent=1))
         (folder / "lineage.json").write_text(json.dumps(self.lineage, indent=1))
-        if (source := own_file(self.system)) is not None:
-            (folder / OWN_CODE).write_bytes(source.read_bytes())
+        if (code := own.source_of(self.module)) is not None:
+            (folder / OWN_CODE).write_bytes(code)
         return folder
 
     @classmethod

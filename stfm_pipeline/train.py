@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from stfm_pipeline.errors import StfmError, UsageError
 from stfm_pipeline.systems.spec import System, Training
-from stfm_pipeline.tasks.forecasting import check_forecast, hide, masked_loss
+from stfm_pipeline.tasks.forecasting import check_forecast, forecast_of, hide, masked_loss
 from stfm_pipeline.windows import Panel, Window, drop_side_information
 
 log = logging.getLogger("stfm")
@@ -204,7 +204,8 @@ class Fit(pl.LightningModule):
 
     def training_step(self, window: Window, index: int) -> Tensor:
         inputs, target = hide(drop_side_information(window, self.rule.side_dropout), self.look_back)
-        loss = masked_loss(self.module(inputs), target, self.kind, self.weight)
+        prediction, _ = forecast_of(self.module(inputs), target, self.name)
+        loss = masked_loss(prediction, target, self.kind, self.weight)
         # `self.log` would take a third of the loop's own time, and for this sum alone.
         self._loss = self._loss + loss.detach() * len(inputs.x)
         self._windows += len(inputs.x)
@@ -212,7 +213,7 @@ class Fit(pl.LightningModule):
 
     def validation_step(self, window: Window, index: int) -> None:
         inputs, target = hide(window, self.look_back)
-        prediction = self.module(inputs)
+        prediction, _ = forecast_of(self.module(inputs), target, self.name)
         check_forecast(prediction, self.name)
         self.log("val_loss", masked_loss(prediction, target, self.kind, self.weight), batch_size=len(inputs.x))
 
@@ -293,7 +294,7 @@ def fit(
     `work` keeps a checkpoint per epoch and resumes from it after a kill. Closed-form systems call their own `fit`.
     `precision` is that of the training steps: `auto` is the system's own wish where the device runs bf16 natively.
     On a CPU it uses torch's threads (`OMP_NUM_THREADS`): one is often faster than two where the batches are small.
-    Raises `MetricError` on a forecast that is not finite.
+    Raises `MetricError` on a forecast that is not finite or has another shape.
     """
     began = time.perf_counter()
     with torch.random.fork_rng(devices=[]):

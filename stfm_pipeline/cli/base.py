@@ -110,6 +110,4 @@ def joined(system: str) -> str:
     from stfm_pipeline.systems import own
     from stfm_pipeline.systems.catalog import built_in
 
-    name = own.install(Path(system), set(built_in()))
-    logging.getLogger("stfm").info("%s joins as the system '%s' (kept in %s)", system, name, own.folder())
-    return name
+    return own.install(Path(system), built_in())

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from stfm_pipeline.tasks.forecasting import hide
+from stfm_pipeline.tasks.forecasting import forecast_of, hide
 from stfm_pipeline.windows import Panel
 
 LEVELS = (0.1, 0.9)
@@ -72,12 +72,12 @@ class Coverage:
 
 
 @torch.inference_mode()
-def calibrate(module: nn.Module, panel: Panel, needs: tuple[str, ...]) -> Float[Tensor, "q h n c"]:
+def calibrate(module: nn.Module, panel: Panel, needs: tuple[str, ...], system: str) -> Float[Tensor, "q h n c"]:
     """Offsets in standardised units from the module's residuals on val."""
     residuals, observed = [], []
     for _, window in panel.batches(panel.origins("val"), 64, needs):
         inputs, target = hide(window, panel.problem.look_back)
-        answer = module(inputs)
-        residuals.append(target.values - (answer[0] if isinstance(answer, tuple) else answer))
+        forecast, _ = forecast_of(module(inputs), target, system)
+        residuals.append(target.values - forecast)
         observed.append(target.observed)
     return conformal_offsets(torch.cat(residuals), torch.cat(observed)).clone()

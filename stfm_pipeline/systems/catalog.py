@@ -48,6 +48,8 @@ def get_system(name: str) -> System:
     """The system called `name`; an unknown name is a `UsageError` that lists the nearest ones."""
     known = [n.replace("_", "-") for n in module_names()]
     if name not in known:
+        if (misfit := own.misfits().get(name)) is not None:
+            raise misfit
         near = get_close_matches(name, known, n=3)
         raise UsageError(
             f"no system is called '{name}'",
@@ -66,6 +68,8 @@ def get_system(name: str) -> System:
 def all_systems() -> dict[str, System]:
     """Every system by name, baselines first; a user's file that cannot be used is passed over with a warning."""
     found = []
+    for misfit in own.misfits(built_in()).values():
+        log.warning("%s", misfit)
     for name in module_names():
         try:
             found.append(get_system(name.replace("_", "-")))

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as validated
 
 if TYPE_CHECKING:
     from torch import nn
 
     from stfm_pipeline.windows import Problem
 
+Branch = Literal["baseline", "primitive", "transferred"]
+Dependencies = Literal["temporal", "spatial", "both"]
+Share = Annotated[float, Field(ge=0, le=1)]
+Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-@dataclass(frozen=True)
+
+@validated(frozen=True, config=ConfigDict(extra="forbid"))
 class Training:
     """Gradient training. The survey's defaults (batch 32, learning rate 1e-4, AdamW) where a system states none.
 
@@ -20,11 +28,11 @@ class Training:
     to help.
     """
 
-    learning_rate: float = 1e-4
-    batch_size: int = 32
-    weight_decay: float = 1e-4
-    clip: float = 5.0
-    side_dropout: float = 0.1
+    learning_rate: Size = 1e-4
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    weight_decay: Size = 1e-4
+    clip: Size = 5.0
+    side_dropout: Share = 0.1
     precision: Literal["fp32", "bf16"] = "fp32"
 
 
@@ -41,10 +49,10 @@ class System:
     title: str
     summary: str
     reference: str
-    branch: Literal["baseline", "primitive", "transferred"]
+    branch: Branch
     objective: str
     backbone: str
-    dependencies: Literal["temporal", "spatial", "both"]
+    dependencies: Dependencies
     build: Callable[[Problem], nn.Module]
     kinds: tuple[str, ...] = ("graph", "grid")
     tasks: tuple[str, ...] = ("forecasting",)

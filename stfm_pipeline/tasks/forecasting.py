@@ -78,6 +78,43 @@ def masked_loss(
     return (per_channel * present).sum() / present.sum()
 
 
+def forecast_of(
+    answer: object, target: Target, system: str
+) -> tuple[Float[Tensor, "b h n c"], Bool[Tensor, "b h n c"] | None]:
+    """The forecast and the fallback, if any, in a module's answer.
+
+    Raises `MetricError` unless both have the target's shape exactly: anything else might be broadcast, and scored.
+    """
+    forecast, fallback = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, None)
+    shape = target.values.shape
+    if (
+        isinstance(forecast, Tensor)
+        and forecast.shape == shape
+        and forecast.is_floating_point()
+        and (fallback is None or _is_mask(fallback, shape))
+    ):
+        return forecast, fallback
+    raise MetricError(
+        f"'{system}' does not answer with a forecast",
+        expected=f"floating-point numbers of shape {tuple(shape)}: window, step, entity, channel; "
+        "alone, or in a tuple with the mask of fallbacks",
+        found=_described(answer),
+        fix="return one tensor (b, horizon, n, c) from `forward`, without leaning on broadcasting",
+    )
+
+
+def _is_mask(fallback: object, shape: torch.Size) -> bool:
+    return isinstance(fallback, Tensor) and fallback.shape == shape and fallback.dtype == torch.bool
+
+
+def _described(answer: object) -> str:
+    if isinstance(answer, Tensor):
+        return f"{str(answer.dtype).removeprefix('torch.')} of shape {tuple(answer.shape)}"
+    if isinstance(answer, tuple):
+        return f"a tuple of ({', '.join(map(_described, answer))})"
+    return "None" if answer is None else f"an object of type {type(answer).__name__}"
+
+
 def check_forecast(prediction: Tensor, system: str) -> None:
     """A forecast that is not finite is an error, never a score."""
     bad = ~prediction.isfinite()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,8 +14,10 @@ from fixtures.synthetic import make_spec
 from torch import nn
 
 from stfm_pipeline.errors import MetricError, UsageError
+from stfm_pipeline.evaluate.calibration import calibrate
 from stfm_pipeline.forecaster import Forecaster
 from stfm_pipeline.lake import Lake
+from stfm_pipeline.predict import frame_of
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.systems.catalog import all_systems, get_system, module_names, select_systems
 from stfm_pipeline.systems.spec import System, Training
@@ -180,6 +185,65 @@ class Nan(TenLines):
 def test_forecasts_of_nan_stop_the_training_with_a_reason(panel: Panel) -> None:
     with pytest.raises(MetricError, match="'plain' forecasts values that are not finite"):
         fit(plain(build=Nan), panel, BRIEF, device="cpu", progress=False)
+
+
+def wrong_answers() -> dict[str, Callable[[torch.Tensor], object]]:
+    return {
+        "float32 of shape (5, 1, 6, 2)": lambda y: y[:, :1],
+        "float32 of shape (5, 12, 1, 2)": lambda y: y[:, :, :1],
+        "float32 of shape (12, 6, 2)": lambda y: y[0],
+        "float32 of shape ()": lambda y: y.mean(),
+        "complex64 of shape (5, 12, 6, 2)": lambda y: y.to(torch.complex64),
+        "int64 of shape (5, 12, 6, 2)": lambda y: y.long(),
+        "a tuple of (float32 of shape (5, 12, 6, 2), float32 of shape (5, 12, 6, 2))": lambda y: (y, y),
+        "a tuple of (float32 of shape (5, 12, 6, 2))": lambda y: (y,),
+        "None": lambda y: None,
+        "an object of type dict": lambda y: {"y": y},
+        "an object of type ndarray": lambda y: y.detach().numpy(),
+    }
+
+
+class Changed(TenLines):
+    """Answers with something else than its forecast."""
+
+    def __init__(self, problem: object, change: Callable[[torch.Tensor], object], while_training: bool = True) -> None:
+        super().__init__(problem)
+        self.change, self.while_training = change, while_training
+
+    def forward(self, inputs: Inputs) -> object:
+        y = super().forward(inputs)
+        return y if self.training and not self.while_training else self.change(y)
+
+
+@pytest.mark.parametrize("found", wrong_answers())
+def test_an_answer_that_is_no_forecast_of_the_horizon_is_refused_wherever_it_enters(found: str, panel: Panel) -> None:
+    module = Changed(panel.problem, wrong_answers()[found])
+    with pytest.raises(MetricError, match=re.escape(f"found: {found}")) as refused:
+        Forecaster("plain", panel.problem, module, {}).forecast(some(panel, "dlinear"))
+    assert "'plain' does not answer with a forecast" in str(refused.value)
+    assert "shape (5, 12, 6, 2): window, step, entity, channel" in str(refused.value)
+    frame = frame_of(panel, panel.parts["val"].start)
+    entries: dict[str, Callable[[], object]] = {
+        "predict": lambda: Forecaster("plain", panel.problem, module, {}).predict(frame),
+        "calibrate": lambda: calibrate(module, panel, (), "plain"),
+    }
+    for while_training in (True, False):
+        build = functools.partial(Changed, change=wrong_answers()[found], while_training=while_training)
+        entries[f"fit {while_training}"] = functools.partial(
+            fit, plain(build=build), panel, BRIEF, device="cpu", progress=False
+        )
+    for enter in entries.values():
+        with pytest.raises(MetricError, match="'plain' does not answer with a forecast"):
+            enter()
+
+
+def test_a_module_may_answer_with_a_forecast_and_its_fallbacks_while_it_trains_too(panel: Panel) -> None:
+    build = functools.partial(Changed, change=lambda y: (y, torch.ones_like(y, dtype=torch.bool)))
+    result = fit(plain(build=build), panel, BRIEF, device="cpu", progress=False)
+    assert result.curve == fit(plain(), panel, BRIEF, device="cpu", progress=False).curve
+    forecast = Forecaster("plain", panel.problem, result.module, {}).forecast(some(panel, "dlinear"))
+    assert forecast.fallback is not None
+    assert forecast.fallback.all()
 
 
 def test_a_killed_training_resumes_and_ends_where_it_would_have(panel: Panel, tmp_path: Path) -> None:

@@ -44,6 +44,23 @@ def test_the_location_loads_without_heavy_libraries_or_warnings() -> None:
     assert out.stdout.strip() == "[]"
 
 
+def test_a_users_broken_system_files_do_not_keep_the_location_from_loading(settings: Settings) -> None:
+    there = settings.root / "systems"
+    (there / "heap.py").mkdir(parents=True)
+    (there / "syntax.py").write_text("def (:\n")
+    (there / "coded.py").write_bytes("x = 'é'\n".encode("latin-1"))
+    (there / "raw.py").write_text("x = 1\n")
+    (there / "gone.py").symlink_to(there / "nowhere.py")
+    code = (
+        "from definitions import defs; import dagster as dg; dg.Definitions.validate_loadable(defs)\n"
+        "print(sorted(k.to_user_string() for k in defs.resolve_asset_graph().get_all_asset_keys()))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert out.returncode == 0, out.stderr
+    keys = sorted([*DATA, *SYSTEMS, "coded", "syntax", "evaluated", "champion"])
+    assert out.stdout.strip() == str(keys)
+
+
 def test_the_asset_graph_is_the_road() -> None:
     graph = defs.resolve_asset_graph()
     found = {
