@@ -46,7 +46,7 @@ Table = Annotated[
 
 
 def read_tables(tables: dict[str, Table], files: dict[str, Path], scene: Scene) -> dict[str, pl.DataFrame]:
-    """Raw tables by name. Edges come last: the observations' order of entities is what matrices without names go by.
+    """Raw tables by name. Edges come last: the order of entities is what matrices without names go by.
 
     A table all of whose files are optional and absent is left out.
     """
@@ -56,15 +56,28 @@ def read_tables(tables: dict[str, Table], files: dict[str, Path], scene: Scene) 
         if not table.ready(files):
             continue
         out[name] = table.read(name, files, scene)
-        if name == "entities" and "entity" in out[name].columns:
-            scene.listed.extend(out[name]["entity"].drop_nulls().cast(pl.String))
-        if name == "observations" and not scene.entities and "entity" in out[name].columns:
-            scene.entities.extend(out[name]["entity"].unique(maintain_order=True).drop_nulls().cast(pl.String))
+        if name == "entities":
+            scene.listed.extend(_names(out[name]))
+        if name == "observations":
+            scene.rows = bool(scene.columns) or not scene.entities
+            if not scene.entities and "entity" in out[name].columns:
+                scene.entities.extend(out[name]["entity"].unique(maintain_order=True).drop_nulls().cast(pl.String))
     if "entities" not in out:
         out["entities"] = pl.DataFrame({"entity": scene.entities}, schema={"entity": pl.String})
     elif "observations" in out and is_dense(out["observations"]):
         out["entities"] = _in_order(out["entities"], scene.columns or scene.entities)
     return out
+
+
+def _names(entities: pl.DataFrame) -> pl.Series:
+    if "entity" not in entities.columns:
+        raise ContractError(
+            "entities: nothing says who they are",
+            expected="a column `entity`",
+            found=", ".join(entities.columns),
+            fix="name it, or correct the column names of tables.entities",
+        )
+    return entities["entity"].drop_nulls().cast(pl.String)
 
 
 def _in_order(entities: pl.DataFrame, order: list[str]) -> pl.DataFrame:
