@@ -189,11 +189,12 @@ class Join(Model):
     `availability` past: a value stamped t is known at the end of step t (plus `lag`), and never used beyond the origin.
     `availability` ahead: known for the whole horizon, as a timetable is. `via` says whose value an entity gets: its own
     (`entity`), or the mean over its neighbours in the training edges, weighted by edge weight (`edges`).
-    `tolerance` is how old an as-of value may be before it counts as missing; `absent` fills rows the table leaves out.
+    `tolerance` is how old an as-of value may be before it counts as missing: only who knows the source can say it.
+    `absent` fills rows the table leaves out.
     """
 
     table: str
-    columns: tuple[Column, ...]
+    columns: tuple[Column, ...] = Field(min_length=1)
     availability: Literal["past", "ahead"]
     via: Literal["entity", "edges"] = "entity"
     lag: Duration = "0h"
@@ -204,6 +205,8 @@ class Join(Model):
     def _sane(self) -> Join:
         if self.availability == "past" and self.absent is not None:
             raise ValueError("`absent` is for what is planned; a measurement that is not there is missing")
+        if self.availability == "past" and self.tolerance is None:
+            raise ValueError("state `tolerance`: how old a value may be, such as 3h, or 0h for its own step alone")
         return self
 
 

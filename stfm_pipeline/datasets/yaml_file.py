@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -12,14 +12,16 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from stfm_pipeline.datasets.formats import Table, read_tables
+from stfm_pipeline.datasets.formats import FirstOf, Table, read_tables
 from stfm_pipeline.datasets.formats.base import Form, Scene
+from stfm_pipeline.datasets.formats.canonical import TEXT
 from stfm_pipeline.datasets.spec import Dataset, DatasetSpec, RawTables, check_name
-from stfm_pipeline.errors import UsageError
+from stfm_pipeline.errors import SourceError, UsageError
 from stfm_pipeline.sources import HttpSource, LocalSource, PypiSource
 
 MODULE = "stfm_pipeline.datasets.formats"
 MAX_BYTES, MAX_DEPTH = 1_000_000, 20
+WORDS, NOTHING = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
 Path_ = tuple[str | int, ...]
 # What YAML 1.2 takes for something else than text. 1.1 also has `no`, `1:30`, `010` and dates.
 PLAIN = {
@@ -75,15 +77,13 @@ def load_yaml(path: Path, beside: bool = True) -> Dataset:
         _refuse(path, [f"line {line}: {text}" for line, text in sorted(dict.fromkeys(problems))])
     if not spec.tables:
         _refuse(path, [f"line 1: missing key 'tables' (how each raw table is read; {', '.join(_formats())})"])
+    _channels_are_meant(path, spec, lines)
     if beside and spec.sources:
         spec = spec.model_copy(update={"sources": tuple(_beside(s, path.parent.resolve()) for s in spec.sources)})
-    if beside and not spec.sources:
-        names = sorted({f for t in spec.tables.values() for f in t.names()})
-        spec = spec.model_copy(
-            update={"sources": tuple(LocalSource(path=path.parent.resolve() / n, name=n) for n in names)}
-        )
-    else:
-        _files_have_sources(path, spec, lines)
+    elif beside:
+        spec = spec.model_copy(update={"sources": _files_beside(path, spec)})
+        return Dataset(spec=spec, read=partial(read, spec, every=True), module=MODULE)
+    _files_have_sources(path, spec, lines)
     return Dataset(spec=spec, read=partial(read, spec), module=MODULE)
 
 
@@ -97,8 +97,14 @@ def _beside(source: PypiSource | HttpSource | LocalSource, folder: Path) -> Pypi
     return source.model_copy(update={"path": path, "aliases": (*others, *known), "name": source.key})
 
 
-def read(spec: DatasetSpec, files: dict[str, Path]) -> RawTables:
-    """Raw tables of a dataset whose spec names a format for each."""
+def read(spec: DatasetSpec, files: dict[str, Path], every: bool = False) -> RawTables:
+    """Raw tables of a dataset whose spec names a format for each; with `every` none may be left out."""
+    if every and (lacking := [t for t, form in spec.tables.items() if not form.ready(files)]):
+        raise SourceError(
+            f"tables.{lacking[0]}: no file of any of its options is there",
+            expected=f"one of: {', '.join(spec.tables[lacking[0]].names())}",
+            fix="put one of them beside the YAML file, or correct its name",
+        )
     return read_tables(spec.tables, files, Scene(spec.channel_names, spec.zone, spec.harmonize.step))
 
 
@@ -165,6 +171,9 @@ def _check_events(text: str, path: Path) -> None:
 
 def _note(node: yaml.Node, at: Path_, lines: dict[Path_, int], path: Path) -> None:
     lines[at] = node.start_mark.line + 1
+    if isinstance(node, yaml.ScalarNode) and {"tables", "rows"} < {*at} and at[-1] in TEXT and node.tag != NOTHING:
+        # A name is what is written: 007 is no octal number, `no` no truth value.
+        node.tag = WORDS
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for key, value in node.value:
@@ -269,6 +278,40 @@ def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
 
 def _formats() -> list[str]:
     return [str(t) for m in _models(TypeAdapter(Table)._type) for t in _tags(m) if issubclass(m, Form)]
+
+
+def _files_beside(path: Path, spec: DatasetSpec) -> tuple[LocalSource, ...]:
+    """The files that the tables name, next to the YAML file; what is one way of several may be absent."""
+    named = [(name, isinstance(form, FirstOf)) for form in spec.tables.values() for name in form.names()]
+    needed = {name for name, optional in named if not optional}
+    return tuple(
+        LocalSource(path=path.parent.resolve() / name, name=name, optional=name not in needed)
+        for name in sorted({name for name, _ in named})
+    )
+
+
+def _channels_are_meant(path: Path, spec: DatasetSpec, lines: dict[Path_, int]) -> None:
+    """Where observations say which column or file is which channel, they name all channels and nothing else."""
+    form = spec.tables["observations"]
+    problems = []
+    for option in form.options if isinstance(form, FirstOf) else (form,):
+        for key in ("columns", "files"):
+            named = getattr(option, key, None) or spec.channel_names
+            for name, text in _misnamed(named, spec.channel_names):
+                line = lines.get(("tables", "observations", key, name), lines.get(("tables", "observations"), 1))
+                problems.append(f"line {line}: tables.observations.{key}: {text}")
+    if problems:
+        _refuse(path, problems)
+
+
+def _misnamed(named: Iterable[str], channels: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Names that are no channels, or else channels that are not named, and what to say about each."""
+    wrong = []
+    for name in (n for n in named if n not in channels):
+        near = get_close_matches(name, channels, n=1, cutoff=0.4)
+        hint = f"did you mean '{near[0]}'?" if near else f"one of: {', '.join(channels)}"
+        wrong.append((name, f"no channel is called '{name}'; {hint}"))
+    return wrong or [(c, f"lacks the channel '{c}'") for c in channels if c not in named]
 
 
 def _files_have_sources(path: Path, spec: DatasetSpec, lines: dict[Path_, int]) -> None:

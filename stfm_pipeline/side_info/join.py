@@ -32,6 +32,13 @@ def join_side_table(
             found=str(table.schema["time"]),
             fix="state the zone: `to_utc(pl.col('time'), zone=...)`",
         )
+    kinds = {c: table.schema[c] for c in rule.columns}
+    if text := [c for c, kind in kinds.items() if not kind.is_numeric() and kind not in (pl.Null, pl.Boolean)]:
+        raise ContractError(
+            f"side table '{rule.table}': joined columns hold something else than numbers",
+            offenders=[f"{c}: {table[c].drop_nulls().head(1).to_list()}" for c in text],
+            fix="mend them, or leave them out of the join",
+        )
     table = table.with_columns(pl.col("time").dt.convert_time_zone("UTC"))
     stations = table["entity"].unique().sort().to_list()
     places = entities if rule.via == "entity" else stations
@@ -40,16 +47,34 @@ def join_side_table(
     else:
         values, observed = scatter(table, times, places, rule.columns)
         if rule.absent is not None:
+            # Afterwards every cell holds a value, also where no row fits.
+            require_values(table, rule, observed, times, entities)
             values[~observed] = rule.absent
             observed[:] = True
     return along_edges(values, observed, places, entities, adjacency) if rule.via == "edges" else (values, observed)
+
+
+def require_values(table: pl.DataFrame, rule: Join, observed: Mask, times: Times, entities: list[str]) -> None:
+    """Raise where a joined column has no value at all, with both sides of what should have met."""
+    empty = [c for k, c in enumerate(rule.columns) if not observed[..., k].any()]
+    if empty:
+        names = table["entity"].drop_nulls().unique().sort().head(3)
+        first, last = str(table["time"].min()), str(table["time"].max())
+        raise ContractError(
+            f"side table '{rule.table}': joined columns have no observed value",
+            expected=f"rows of {', '.join(entities[:3])} ... between {times[0]} and {times[-1]} UTC",
+            found=f"{len(table)} rows of {', '.join(names)} ... between {first} and {last}",
+            offenders=empty,
+            fix="check the names of the entities, the years and zone of the times, `lag` and `tolerance`"
+            + (", and the edges" if rule.via == "edges" else ""),
+        )
 
 
 def as_of(table: pl.DataFrame, rule: Join, times: Times, places: list[str]) -> tuple[Values, Mask]:
     """The latest row known when a step ends, at most `tolerance` old; each column looks back on its own."""
     step = int((times[1] - times[0]).astype(np.int64))
     lag = step_us(rule.lag, zero=True)
-    tolerance = step_us(rule.tolerance, zero=True) if rule.tolerance else 0
+    tolerance = step_us(rule.tolerance or "0h", zero=True)
     t, n = len(times), len(places)
     values = np.zeros((t, n, len(rule.columns)), np.float32)
     observed = np.zeros(values.shape, np.bool_)

@@ -12,7 +12,7 @@ from stfm_pipeline.datasets.spec import DatasetSpec, Join
 from stfm_pipeline.embed.spatial import adjacency_of
 from stfm_pipeline.harmonize import scaler
 from stfm_pipeline.harmonize.split import parts_of
-from stfm_pipeline.side_info.join import join_side_table
+from stfm_pipeline.side_info.join import join_side_table, require_values
 from stfm_pipeline.stage import Result
 from stfm_pipeline.tables import Check, Signal
 
@@ -34,6 +34,8 @@ def enrich(spec: DatasetSpec, raw: dict[str, pl.DataFrame], tables: dict[str, pl
             if not joins:
                 continue
             found = [join_side_table(raw[j.table], j, signal.times, names, adjacency) for j in joins]
+            for join, (_, observed) in zip(joins, found, strict=True):
+                require_values(raw[join.table], join, observed, signal.times, names)
             columns = [c for j in joins for c in j.columns]
             block = Signal(
                 signal.times,

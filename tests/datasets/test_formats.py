@@ -19,7 +19,7 @@ from stfm_pipeline.datasets.catalog import get_dataset
 from stfm_pipeline.datasets.formats import read_tables
 from stfm_pipeline.datasets.formats.base import Scene
 from stfm_pipeline.datasets.spec import DatasetSpec, RawTables
-from stfm_pipeline.errors import ContractError, SourceError
+from stfm_pipeline.errors import ContractError, SourceError, StfmError
 from stfm_pipeline.harmonize.run import harmonize
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.sources import fetch
@@ -182,6 +182,14 @@ def test_pems0x_arrays(number: str, first: str, tmp_path: Path) -> None:
     rows = long_observations(raw["observations"], raw["entities"]["entity"].to_list())
     value = rows.filter(entity=first)["flow"].to_numpy()
     assert np.allclose(value, truth[:, 0] * 4)
+
+
+def test_pems03_without_its_file_of_names_is_named_by_position(tmp_path: Path) -> None:
+    foreign.pems0x(tmp_path, "03")
+    (tmp_path / "PEMS03.txt").unlink()
+    (tmp_path / "PEMS03.csv").unlink()
+    _, raw = raw_of("pems03", tmp_path)
+    assert raw["entities"]["entity"].to_list() == [str(i) for i in range(9)]
 
 
 def test_pemsd7_m_has_working_days_on_a_clock_with_weekends(tmp_path: Path) -> None:
@@ -462,3 +470,233 @@ def test_broken_matrices_arrays_and_frames(tmp_path: Path, read: Read) -> None:
     (tmp_path / "cut.h5").write_bytes((tmp_path / "h.h5").read_bytes()[:200])
     with pytest.raises(SourceError, match="cannot be read as a frame in HDF5"):
         read("observations", format="wide", file="cut.h5")
+
+
+def test_a_matrix_without_names_goes_by_the_columns_of_a_wide_table(tmp_path: Path) -> None:
+    foreign.wide_csv(tmp_path / "v.csv", ["b", "a"], "2024-01-01", 3600, np.ones((3, 2)))
+    (tmp_path / "m.csv").write_text("0,1\n0,0\n")
+    spec = get_dataset("nyc-airports").spec.model_dump() | {"name": "x", "joins": ()}
+    spec["tables"] = {
+        "observations": {"format": "wide", "file": "v.csv", "time": 0},
+        "entities": {"format": "inline", "rows": [{"entity": "a"}, {"entity": "b"}]},
+        "edges": {"format": "matrix", "file": "m.csv"},
+    }
+    tables = DatasetSpec.model_validate(spec).tables
+    raw = read_tables(tables, {p.name: p for p in tmp_path.iterdir()}, Scene(("v",), "UTC", "1h"))
+    assert raw["edges"].rows() == [("b", "a", 1.0)]
+
+
+def test_stations_at_one_place_are_0_apart_and_blank_or_inf_is_no_edge(tmp_path: Path, read: Read) -> None:
+    (tmp_path / "m.csv").write_text("0,0,2\n0,0,\ninf,1,0\n")
+    found = read("edges", entities=["a", "b", "c"], format="matrix", file="m.csv", holds="distances", sigma=2)
+    assert [(s, t, round(w, 3)) for s, t, w in found.rows()] == [
+        ("a", "b", 1.0),
+        ("a", "c", 0.368),
+        ("b", "a", 1.0),
+        ("c", "b", 0.779),
+    ]
+
+
+def test_rows_of_one_edge_count_once_and_self_loops_not_at_all(tmp_path: Path, read: Read) -> None:
+    (tmp_path / "e.csv").write_text("source,target,w\na,b,2\na,b,2\nb,b,1\nb,b,3\nb,a,1\n")
+    assert read("edges", format="edges", file="e.csv", weight="w").rows() == [("a", "b", 2.0), ("b", "a", 1.0)]
+    assert read("edges", format="edges", file="e.csv").rows() == [("a", "b", 1.0), ("b", "a", 1.0)]
+    (tmp_path / "d.csv").write_text("from,to,cost\na,a,0\na,b,1\na,b,1\nb,a,2\n")
+    found = read("edges", entities=["a", "b"], format="distances", file="d.csv", sigma=2)
+    assert found.select("source", "target").rows() == [("a", "b"), ("b", "a")]
+
+
+EDGES: dict[str, tuple[dict[str, Any], str, str]] = {
+    "text in a matrix": ({"format": "matrix"}, "0,x,1\n1,0,1\n1,1,0\n", r"else than numbers[\s\S]*column_1: 'x'"),
+    "a negative distance in a matrix": (
+        {"format": "matrix", "holds": "distances"},
+        "0,-1,2\n1,0,2\n2,2,0\n",
+        r"distances that are none[\s\S]*a to b: -1",
+    ),
+    "0 for no edge in a matrix of distances": (
+        {"format": "matrix", "holds": "distances"},
+        "0,5,0\n0,0,0\n0,7,0\n",
+        r"most pairs that they are 0 apart[\s\S]*0 in 4 of 6[\s\S]*blank the pairs",
+    ),
+    "distances that are all alike": (
+        {"format": "matrix", "holds": "distances"},
+        "0,5,5\n5,0,5\n5,5,0\n",
+        r"none of them makes an edge[\s\S]*from 5 to 5, sigma 0[\s\S]*`sigma`",
+    ),
+    "one distance": ({"format": "distances"}, "from,to,cost\na,b,5\n", r"none of them makes an edge[\s\S]*`sigma`"),
+    "only self loops": ({"format": "distances"}, "from,to,cost\na,a,0\n", "none of them makes an edge"),
+    "an endless distance": (
+        {"format": "distances"},
+        "from,to,cost\na,b,1\nb,c,inf\nc,a,2\n",
+        r"distances that are none[\s\S]*offenders: b to c: inf",
+    ),
+    "a negative distance": (
+        {"format": "distances"},
+        "from,to,cost\na,b,-1\nb,c,2\n",
+        r"distances that are none[\s\S]*a to b: -1",
+    ),
+    "text for a distance": ({"format": "distances"}, "from,to,cost\na,b,far\n", r"else than numbers[\s\S]*cost: 'far'"),
+    "two distances of one pair": (
+        {"format": "distances"},
+        "from,to,cost\na,b,1\na,b,100\nb,c,2\n",
+        r"lists edges twice[\s\S]*a to b: 1\.0, a to b: 100\.0",
+    ),
+    "text for a weight": (
+        {"format": "edges", "weight": "w"},
+        "source,target,w\na,b,x\n",
+        r"else than numbers[\s\S]*w: 'x'",
+    ),
+    "two weights of one edge": (
+        {"format": "edges", "weight": "w"},
+        "source,target,w\na,b,1\na,b,3\n",
+        r"lists edges twice[\s\S]*a to b: 1\.0, a to b: 3\.0",
+    ),
+    "a weight that LibCity's file lacks": (
+        {"format": "libcity", "weight": "lenght"},
+        "rel_id,type,origin_id,destination_id,length\n0,geo,a,b,2\n",
+        r"lacks columns[\s\S]*lenght \(nearest: length\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EDGES)
+def test_broken_edges_get_a_clear_error(case: str, tmp_path: Path, read: Read) -> None:
+    form, text, message = EDGES[case]
+    (tmp_path / "e.csv").write_text(text)
+    with pytest.raises(ContractError, match=message):
+        read("edges", entities=["a", "b", "c"], file="e.csv", **form)
+
+
+def test_a_list_without_rows_is_no_error(tmp_path: Path, read: Read) -> None:
+    (tmp_path / "d.csv").write_text("from,to,cost\n")
+    assert len(read("edges", entities=["a"], format="distances", file="d.csv")) == 0
+
+
+def test_names_that_stand_twice_are_refused(tmp_path: Path, read: Read) -> None:
+    np.savez(tmp_path / "m.npz", adjacency=np.ones((3, 3)), ids=np.array(["a", "a", "b"]))
+    with pytest.raises(ContractError, match=r"`ids` of m\.npz name entities twice") as caught:
+        read("edges", entities=["a", "b"], format="matrix", file="m.npz")
+    assert caught.value.offenders == ["a"]
+    np.savez(tmp_path / "t.npz", data=np.ones((4, 2, 1)))
+    (tmp_path / "ids.txt").write_text("a\na\n")
+    with pytest.raises(ContractError, match=r"ids\.txt names entities twice"):
+        read("observations", format="tensor", file="t.npz", start="2024-01-01", ids="ids.txt")
+
+
+@pytest.mark.parametrize("kind", ["cut off", "complex", "text"])
+def test_an_array_of_something_else_than_numbers_is_refused(kind: str, tmp_path: Path, read: Read) -> None:
+    array = np.ones((4, 2, 1))
+    np.savez(tmp_path / "t.npz", data={"complex": array * 1j, "text": array.astype(str)}.get(kind, array))
+    if kind == "cut off":
+        (tmp_path / "t.npz").write_bytes((tmp_path / "t.npz").read_bytes()[:100])
+    with pytest.raises(SourceError, match=r"t\.npz (is not an array file|holds something else than numbers)"):
+        read("observations", format="tensor", file="t.npz", start="2024-01-01")
+
+
+def test_places_that_are_none_are_named(tmp_path: Path, read: Read) -> None:
+    (tmp_path / "p.csv").write_text("entity,lon,lat\na,1E,5\nb,2,2\n")
+    with pytest.raises(ContractError, match=r"else than numbers[\s\S]*lon: '1E'"):
+        read("entities", format="places", file="p.csv")
+    (tmp_path / "p.geo").write_text('geo_id,type,coordinates\n1,Point,"[1, 2]"\n2,Point,"[1, 2"\n3,Point,\n')
+    with pytest.raises(ContractError, match="are not points") as caught:
+        read("entities", format="libcity", file="p.geo")
+    assert caught.value.offenders == ["2: [1, 2", "3: None"]
+
+
+@pytest.mark.parametrize(
+    ("table", "text", "missing"),
+    [
+        ("observations", "ent,time,speed\na,2024-01-01,1\n", r"entity \(nearest: ent\)"),
+        ("entities", "name,lon\na,1\n", "entity"),
+        ("weather", "entity,temp\na,1\n", "time"),
+    ],
+)
+def test_a_canonical_table_without_its_keys_is_refused(
+    table: str, text: str, missing: str, tmp_path: Path, read: Read
+) -> None:
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(ContractError, match=rf"{table}: x\.csv lacks columns[\s\S]*offenders: {missing}"):
+        read(table, format="canonical", file="x.csv")
+
+
+def test_inline_rows_are_read_as_those_of_a_file_are(read: Read) -> None:
+    rows = [
+        {"entity": 7, "time": datetime(2024, 7, 1), "speed": 1},
+        {"entity": 7, "time": "2024-07-01T01:00:00.000000", "speed": None},
+    ]
+    found = read("observations", zone="Europe/Zurich", format="inline", rows=rows)
+    assert found.rows() == [
+        ("7", datetime(2024, 6, 30, 22, tzinfo=UTC), 1.0),
+        ("7", datetime(2024, 6, 30, 23, tzinfo=UTC), None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"entity": "a", "lon": "x"}, {"entity": "b", "lon": 2}], r"else than numbers[\s\S]*lon: 'x'"),
+        ([{"lon": 1}], r"lacks columns[\s\S]*offenders: entity"),
+        ([], "at least 1 item"),
+        ([{"entity": 1.5}], "entity 1.5 is no text: quote it"),
+        ([{"entity": True}], "entity True is no text: quote it"),
+    ],
+)
+def test_inline_rows_that_make_no_table_are_refused(rows: list[dict[str, Any]], message: str, read: Read) -> None:
+    with pytest.raises((ContractError, ValueError), match=message):
+        read("entities", format="inline", rows=rows)
+
+
+HEALTHY: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "long": (
+        "observations",
+        "entity,time,speed\na,2024-01-01T00:00:00Z,1.5\nb,2024-01-01T00:00:00Z,2\na,2024-01-01T00:05:00Z,\n",
+        {"format": "long"},
+    ),
+    "parts of times": (
+        "observations",
+        "entity,y,m,d,speed\na,2024,1,1,1.5\nb,2024,1,2,2\n",
+        {"format": "long", "time": ["y", "m", "d"]},
+    ),
+    "wide": ("observations", "t,a,b\n2024-01-01,1,2\n2024-01-02,3,4\n", {"format": "wide", "time": "t"}),
+    "places": ("entities", "entity,lon,lat\na,8.5,47.4\nb,7.4,46.9\n", {"format": "places"}),
+    "matrix": ("edges", "0,0.5\n0.25,0\n", {"format": "matrix"}),
+    "distances": ("edges", "from,to,cost\na,b,10\nb,a,20.5\n", {"format": "distances", "sigma": 20.0}),
+    "edges": ("edges", "source,target,w\na,b,1\nb,a,2\n", {"format": "edges", "weight": "w"}),
+    "canonical": ("edges", "source,target,weight,time\na,b,1,2024-01-01T00:00:00Z\n", {"format": "canonical"}),
+}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_whatever_is_wrong_with_a_file_is_said_in_words(name: str, tmp_path: Path, read: Read) -> None:
+    table, text, form = HEALTHY[name]
+    form = form | {"file": "x.csv"} | ({"entity": "entity", "lon": "lon", "lat": "lat"} if name == "places" else {})
+    rng = np.random.default_rng(0)
+    (tmp_path / "x.csv").write_text(text)
+    assert len(read(table, entities=["a", "b"], **form))
+    refused = []
+    for _ in range(150):
+        mutant = bytearray(text.encode())
+        for _ in range(rng.integers(1, 4)):
+            at = int(rng.integers(len(mutant)))
+            what = rng.integers(5)
+            if what == 0:
+                del mutant[at : at + int(rng.integers(1, 12))]
+            elif what == 1:
+                mutant[at:at] = bytes(
+                    rng.choice(list(b'0-9.,;:"\nTZ+eNinf \t\xff\x00'), int(rng.integers(1, 6))).tolist()
+                )
+            elif what == 2:
+                mutant[at] = int(rng.integers(256))
+            elif what == 3:
+                mutant += mutant[at:]
+            else:
+                mutant[at:at] = rng.choice([b"1e400", b"-inf", b"9999-12-31", b"0000-00-00", b"\xef\xbb\xbf", b",,,"])
+            mutant = mutant or bytearray(b",")
+        (tmp_path / "x.csv").write_bytes(bytes(mutant))
+        try:
+            read(table, entities=["a", "b"], **form)
+        except StfmError as error:
+            refused.append(str(error))
+    assert [r for r in refused if "cannot be read as `format" in r] == []
+    assert len(refused) > 20
+    assert [r for r in refused if "x.csv" not in r] == []

@@ -249,18 +249,37 @@ def test_files_that_follow_one_another_and_a_filter_make_one_dense_table(tmp_pat
     assert rows_of(raw).equals(truth_of(rows))
 
 
-def test_matrices_without_names_go_by_the_order_of_the_rows_whatever_the_order_of_the_places(tmp_path: Path) -> None:
-    grid(30, ["b", "a", "c"]).write_csv(tmp_path / "rows.csv", datetime_format="%Y-%m-%d %H:%M:%S")
-    (tmp_path / "adj.csv").write_text("0,1,0\n0,0,0\n0,0,0\n")
+def read_matrix(rows: pl.DataFrame, folder: Path, places: str = "") -> RawTables:
+    """Tables with an edge from the first to the second entity of a matrix without names."""
+    rows.write_csv(folder / "rows.csv", datetime_format="%Y-%m-%d %H:%M:%S")
+    (folder / "adj.csv").write_text("0,1,0\n0,0,0\n0,0,0\n")
     spec = spec_of(FORM)
     dump = spec.model_dump()
-    dump["tables"] |= {
-        "entities": {"format": "inline", "rows": [{"entity": e} for e in "abc"]},
-        "edges": {"format": "matrix", "file": "adj.csv"},
-    }
+    dump["tables"]["edges"] = {"format": "matrix", "file": "adj.csv"}
+    if places:
+        dump["tables"]["entities"] = {"format": "inline", "rows": [{"entity": e} for e in places]}
     tables = DatasetSpec.model_validate(dump).tables
-    files = {p.name: p for p in tmp_path.iterdir()}
-    raw = read_tables(tables, files, Scene(("v", "w"), "UTC", "5m"))
-    assert is_dense(raw["observations"])
-    assert raw["entities"]["entity"].to_list() == ["a", "b", "c"]
-    assert raw["edges"].rows() == [("b", "a", 1.0)]
+    return read_tables(tables, {p.name: p for p in folder.iterdir()}, Scene(("v", "w"), "UTC", "5m"))
+
+
+ALL = grid(30, ["a", "b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "dense"),
+    [(ALL, True), (ALL[1:], True), (ALL.sample(fraction=1, shuffle=True, seed=3), False), (ALL[::-1], False)],
+    ids=["whole", "first row missing", "shuffled", "backwards"],
+)
+def test_a_matrix_without_names_goes_by_the_places_whichever_rows_there_are(
+    rows: pl.DataFrame, dense: bool, tmp_path: Path
+) -> None:
+    raw = read_matrix(rows, tmp_path, places="bca")
+    assert is_dense(raw["observations"]) is dense
+    assert raw["entities"]["entity"].to_list() == ["b", "c", "a"]
+    assert raw["edges"].rows() == [("b", "c", 1.0)]
+
+
+@pytest.mark.parametrize("rows", [ALL, ALL[1:], ALL[::-1]], ids=["whole", "first row missing", "backwards"])
+def test_without_places_rows_give_no_order_that_a_matrix_could_go_by(rows: pl.DataFrame, tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match=r"adj\.csv does not say whose rows[\s\S]*`entities` table[\s\S]*`ids`"):
+        read_matrix(rows, tmp_path)

@@ -14,7 +14,7 @@ from stfm_pipeline.datasets.catalog import all_datasets, broken_datasets, get_da
 from stfm_pipeline.datasets.export import export
 from stfm_pipeline.datasets.formats.series import Long
 from stfm_pipeline.datasets.yaml_file import SpecError, load_yaml
-from stfm_pipeline.errors import ContractError, UsageError
+from stfm_pipeline.errors import ContractError, SourceError, UsageError
 from stfm_pipeline.lake import Lake
 from stfm_pipeline.road import STEPS, materialize, stale_stages
 from stfm_pipeline.settings import Settings
@@ -232,8 +232,30 @@ BROKEN = {
     ),
     "indentation gone wrong": (GOOD.replace("  step: 1h", " step: 1h\n   x: 1"), ["line 9: not YAML"]),
     "a join without a table": (
-        GOOD + "joins:\n  - {table: rain, columns: [rain_mm], availability: past}\n",
+        GOOD + "joins:\n  - {table: rain, columns: [rain_mm], availability: past, tolerance: 1h}\n",
         ["tables lacks 'rain'"],
+    ),
+    "a join that does not say how old a value may be": (
+        GOOD + "joins:\n  - {table: rain, columns: [rain_mm], availability: past}\n",
+        ["line 11: joins.1: state `tolerance`"],
+    ),
+    "a join of a key": (
+        GOOD + "joins:\n  - {table: rain, columns: [time], availability: ahead}\n",
+        ["line 11: joins.1.columns.1: `time`, `entity`, and names that begin with _ are taken, found 'time'"],
+    ),
+    "a column for a channel that is none": (
+        GOOD.replace("columns: {level_m", "columns: {level_n"),
+        ["line 4: tables.observations.columns: no channel is called 'level_n'; did you mean 'level_m'?"],
+    ),
+    "a file for a channel that is none": (
+        GOOD.replace("format: long, file: levels.csv, entity: station, columns", "format: wide, files").replace(
+            "level_m: level", "depth: a.csv"
+        ),
+        ["line 4: tables.observations.files: no channel is called 'depth'; one of: level_m"],
+    ),
+    "a channel without a column": (
+        GOOD.replace("channels:", "channels:\n  - {name: flow, unit: m3/s}"),
+        ["line 4: tables.observations.columns: lacks the channel 'flow'"],
     ),
     "two names": (GOOD + "name: lake\n", ["line 10: the file is called 'river', the dataset 'lake'"]),
     "nothing": ("# to do\n", ["river.yaml is empty"]),
@@ -367,6 +389,41 @@ def test_a_csv_that_is_not_there_fails_raw_and_publishes_nothing(folder: Path, l
     with pytest.raises(Exception, match=r"no file at .*level\.csv"):
         materialize("river", "raw", lake, settings)
     assert lake.stage("river", "raw") is None
+
+
+def entities(lake: Lake, settings: Settings) -> list[str]:
+    for stage in ("raw", "harmonized"):
+        assert materialize("river", stage, lake, settings).stage is not None
+    return list(lake.read(lake.require("river", "harmonized"), "entities")["entity"])
+
+
+OBSERVED = "{format: long, file: levels.csv, entity: station, columns: {level_m: level}}"
+
+
+def test_of_several_ways_the_first_whose_files_are_there_is_taken(folder: Path, lake: Lake, settings: Settings) -> None:
+    ways = "{format: wide, file: levels.h5}, " + OBSERVED
+    write(folder, GOOD.replace(OBSERVED, f"{{format: first_of, options: [{ways}]}}"))
+    assert entities(lake, settings) == ["01", "2", "x"]
+    (folder / "levels.csv").unlink()
+    with pytest.raises(SourceError, match=r"tables\.observations: no file of any[\s\S]*levels\.h5, levels\.csv"):
+        materialize("river", "raw", lake, settings)
+
+
+def test_names_of_an_array_are_a_file_like_any_other(folder: Path, lake: Lake, settings: Settings) -> None:
+    np.savez(folder / "t.npz", data=np.random.default_rng(0).random((400, 2, 1)))
+    write(folder, GOOD.replace(OBSERVED, "{format: tensor, file: t.npz, start: 2024-01-01, ids: ids.txt}"))
+    with pytest.raises(SourceError, match=r"no file at .*ids\.txt"):
+        materialize("river", "raw", lake, settings)
+    (folder / "ids.txt").write_text("north\nsouth\n")
+    assert entities(lake, settings) == ["north", "south"]
+
+
+def test_names_in_inline_rows_are_what_is_written(folder: Path, lake: Lake, settings: Settings) -> None:
+    text = (folder / "levels.csv").read_text()
+    (folder / "levels.csv").write_text(text.replace("\n01,", "\n007,").replace("\nx,", "\nno,"))
+    rows = "{entity: 007, lon: 7}, {entity: 2, lon: 8}, {entity: no}"
+    write(folder, GOOD.replace("channels:", f"  entities: {{format: inline, rows: [{rows}]}}\nchannels:"))
+    assert entities(lake, settings) == ["007", "2", "no"]
 
 
 def test_exported_and_read_back_the_tables_are_identical(

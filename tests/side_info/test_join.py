@@ -8,6 +8,7 @@ import pytest
 from fixtures.synthetic import START, make_spec, tables
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from scipy.sparse import csr_array
 
 from stfm_pipeline.datasets.spec import Join
@@ -88,8 +89,43 @@ def test_no_value_is_used_that_is_not_a_number() -> None:
     assert values(side, ahead) == [10, *[None] * 7]
 
 
-def test_without_a_tolerance_a_value_holds_for_its_own_step() -> None:
-    assert values(table([0, 5], [10.0, 50.0]), past(tolerance=None)) == [10, *[None] * 4, 50, None, None]
+def test_a_measurement_says_how_old_it_may_be() -> None:
+    with pytest.raises(ValidationError, match="state `tolerance`"):
+        past(tolerance=None)
+    assert Join(table="t", columns=("v",), availability="ahead").tolerance is None
+
+
+@pytest.mark.parametrize("column", ["entity", "time"])
+def test_a_key_is_no_column_to_join(column: str) -> None:
+    with pytest.raises(ValidationError, match=r"`time`, `entity`, and names that begin with _ are taken"):
+        past(columns=(column,))
+
+
+def test_a_joined_column_of_text_is_named() -> None:
+    side = table([0], [1.0]).with_columns(v=pl.lit("hot"))
+    with pytest.raises(ContractError, match="something else than numbers") as caught:
+        values(side, past())
+    assert caught.value.offenders == ["v: ['hot']"]
+
+
+@pytest.mark.parametrize("name", ["weather", "plan"])
+@pytest.mark.parametrize("wrong", ["names", "years", "values"])
+def test_a_join_that_finds_nothing_is_refused_with_both_sides_of_it(name: str, wrong: str) -> None:
+    raw = tables()
+    changes = {
+        "names": pl.lit("zz").alias("entity"),
+        "years": pl.col("time").dt.offset_by("-3y"),
+        "values": pl.lit(None, pl.Float64).alias(raw[name].columns[-1]),
+    }
+    raw[name] = raw[name].with_columns(changes[wrong])
+    if name == "weather":
+        raw[name] = raw[name].unique(["entity", "time"])
+    with pytest.raises(ContractError, match=rf"'{name}': joined columns have no observed value[\s\S]*names of the ent"):
+        enrich(make_spec(), raw, harmonize(make_spec(), raw).tables)
+
+
+def test_with_a_tolerance_of_0h_a_value_holds_for_its_own_step() -> None:
+    assert values(table([0, 5], [10.0, 50.0]), past(tolerance="0h")) == [10, *[None] * 4, 50, None, None]
 
 
 def test_a_value_from_before_the_clock_is_carried_into_it() -> None:
@@ -103,7 +139,7 @@ def test_a_report_within_a_step_is_known_only_when_a_whole_step_has_passed() -> 
 
 
 def test_of_two_reports_of_one_time_the_last_one_counts() -> None:
-    assert values(table([0] * 40, [float(i) for i in range(40)]), past(tolerance=None)) == [39, *[None] * 7]
+    assert values(table([0] * 40, [float(i) for i in range(40)]), past(tolerance="0h")) == [39, *[None] * 7]
 
 
 def test_rows_in_any_order_give_the_same_join() -> None:
@@ -132,7 +168,7 @@ def test_along_edges_only_stations_with_a_value_share_the_weight() -> None:
     adjacency = np.zeros((3, 3))
     adjacency[2, 0], adjacency[2, 1] = 1.0, 3.0
     found, mask = join_side_table(
-        side, past(via="edges", tolerance=None), TIMES[:2], ["a", "b", "c"], csr_array(adjacency)
+        side, past(via="edges", tolerance="0h"), TIMES[:2], ["a", "b", "c"], csr_array(adjacency)
     )
     assert found[:, 2, 0].tolist() == pytest.approx([(10 + 3 * 40) / 4, 20])
     assert mask[:, :, 0].tolist() == [[True, True, True], [True, False, True]]

@@ -14,7 +14,7 @@ from stfm_pipeline.datasets.formats.edges import Distances, EdgeList, Matrix
 from stfm_pipeline.datasets.formats.libcity import LibCity
 from stfm_pipeline.datasets.formats.places import Places
 from stfm_pipeline.datasets.formats.series import Long, Nixtla, Tensor, Wide
-from stfm_pipeline.errors import ContractError
+from stfm_pipeline.errors import ContractError, SourceError, StfmError
 from stfm_pipeline.tables import is_dense
 
 Plain = Annotated[
@@ -46,7 +46,7 @@ Table = Annotated[
 
 
 def read_tables(tables: dict[str, Table], files: dict[str, Path], scene: Scene) -> dict[str, pl.DataFrame]:
-    """Raw tables by name. Edges come last: the observations' order of entities is what matrices without names go by.
+    """Raw tables by name. Edges come last: the order of entities is what matrices without names go by.
 
     A table all of whose files are optional and absent is left out.
     """
@@ -55,16 +55,43 @@ def read_tables(tables: dict[str, Table], files: dict[str, Path], scene: Scene) 
         table = tables[name]
         if not table.ready(files):
             continue
-        out[name] = table.read(name, files, scene)
-        if name == "entities" and "entity" in out[name].columns:
-            scene.listed.extend(out[name]["entity"].drop_nulls().cast(pl.String))
-        if name == "observations" and not scene.entities and "entity" in out[name].columns:
-            scene.entities.extend(out[name]["entity"].unique(maintain_order=True).drop_nulls().cast(pl.String))
+        out[name] = _read(name, table, files, scene)
+        if name == "entities":
+            scene.listed.extend(_names(out[name]))
+        if name == "observations":
+            scene.rows = bool(scene.columns) or not scene.entities
+            if not scene.entities and "entity" in out[name].columns:
+                scene.entities.extend(out[name]["entity"].unique(maintain_order=True).drop_nulls().cast(pl.String))
     if "entities" not in out:
         out["entities"] = pl.DataFrame({"entity": scene.entities}, schema={"entity": pl.String})
     elif "observations" in out and is_dense(out["observations"]):
         out["entities"] = _in_order(out["entities"], scene.columns or scene.entities)
     return out
+
+
+def _read(name: str, table: Table, files: dict[str, Path], scene: Scene) -> pl.DataFrame:
+    """A table; whatever a file may hold that no reader foresaw is an error that names the file."""
+    try:
+        return table.read(name, files, scene)
+    except (StfmError, MemoryError):
+        raise
+    except Exception as error:
+        raise SourceError(
+            f"{name}: {', '.join(table.names())} cannot be read as `format: {table.format}`",
+            found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            fix=f"compare the file with what docs/your-own-data.md says of `{table.format}`",
+        ) from error
+
+
+def _names(entities: pl.DataFrame) -> pl.Series:
+    if "entity" not in entities.columns:
+        raise ContractError(
+            "entities: nothing says who they are",
+            expected="a column `entity`",
+            found=", ".join(entities.columns),
+            fix="name it, or correct the column names of tables.entities",
+        )
+    return entities["entity"].drop_nulls().cast(pl.String)
 
 
 def _in_order(entities: pl.DataFrame, order: list[str]) -> pl.DataFrame:

@@ -53,7 +53,8 @@ class Scene:
     """What a reader knows about the dataset: channels, civil zone, step, and entities.
 
     `listed` are those of the entities table, where there is one. Once observations are read, `entities` is their order
-    in the file, and `columns` that of a dense table's columns where it is another one.
+    in the file, and `columns` that of a dense table's columns where it is another one. With `rows`, observations came
+    as rows, whose order means nothing.
     """
 
     channels: tuple[str, ...]
@@ -62,6 +63,7 @@ class Scene:
     entities: list[str] = field(default_factory=list)
     listed: list[str] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
+    rows: bool = False
 
 
 class Form(Model):

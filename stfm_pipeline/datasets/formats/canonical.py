@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
+from pydantic import Field, field_validator
 
-from stfm_pipeline.datasets.formats.base import Form, Scene, dated, open_frame
+from stfm_pipeline.datasets.formats.base import Form, Scene, dated, open_frame, pick
+from stfm_pipeline.datasets.formats.numbers import numbers
 
 TEXT = ("entity", "source", "target", "zone", "text")
+KEYS = {"entities": ("entity",), "edges": ("source", "target", "weight")}
 
 
 class Canonical(Form):
@@ -21,26 +24,50 @@ class Canonical(Form):
 
     def read(self, table: str, files: dict[str, Path], scene: Scene) -> pl.DataFrame:
         path = files[self.file]
-        frame = open_frame(path, text=TEXT)
-        frame = frame.with_columns(pl.selectors.integer().cast(pl.Float64))
-        if "time" in frame.columns:
-            frame = frame.with_columns(dated(table, path, frame["time"], scene.zone, None, "keep").alias("time"))
-        return frame
+        return _canonical(table, path, open_frame(path, text=TEXT), scene)
 
 
 class Inline(Form):
     """A few rows written out in the spec, such as the places of four turbines."""
 
     format: Literal["inline"]
-    rows: tuple[dict[str, str | float | datetime | None], ...]
+    rows: tuple[dict[str, str | float | datetime | None], ...] = Field(min_length=1)
+
+    @field_validator("rows", mode="before")
+    @classmethod
+    def _names_are_text(cls, rows: Any) -> Any:
+        """A whole number is one way to write it; a float, a truth value or a date is not what was written."""
+        if not isinstance(rows, list | tuple) or not all(isinstance(row, dict) for row in rows):
+            return rows
+        for key, value in (cell for row in rows for cell in row.items() if cell[0] in TEXT):
+            if not isinstance(value, str | int | None) or isinstance(value, bool):
+                raise ValueError(f"{key} {value} is no text: quote it")
+        return tuple({k: str(v) if k in TEXT and v is not None else v for k, v in row.items()} for row in rows)
 
     def names(self) -> tuple[str, ...]:
         return ()
 
     def read(self, table: str, files: dict[str, Path], scene: Scene) -> pl.DataFrame:
         columns = dict.fromkeys(k for row in self.rows for k in row)
-        cells: dict[str, list[Any]] = {
-            c: [str(r[c]) if c in TEXT and r.get(c) is not None else r.get(c) for r in self.rows] for c in columns
-        }
-        frame = pl.DataFrame(cells)
-        return frame.with_columns(pl.selectors.integer().cast(pl.Float64))
+        frame = pl.DataFrame([_column(c, [row.get(c) for row in self.rows]) for c in columns])
+        here = Path("the list of rows")
+        figures = [c for c in columns if c not in (*TEXT, "time")]
+        return _canonical(table, here, numbers(table, here, frame, figures), scene)
+
+
+def _column(name: str, cells: list[Any]) -> pl.Series:
+    """Cells as they are where all are numbers, else as text: what is to become of it is decided by the column."""
+    if name not in (*TEXT, "time") and not any(isinstance(cell, str | datetime) for cell in cells):
+        return pl.Series(name, cells, pl.Float64)
+    plain = [cell.isoformat(timespec="microseconds") if isinstance(cell, datetime) else cell for cell in cells]
+    return pl.Series(name, [None if cell is None else str(cell) for cell in plain], pl.String)
+
+
+def _canonical(table: str, path: Path, frame: pl.DataFrame, scene: Scene) -> pl.DataFrame:
+    """With numbers in double precision and UTC times; naive ones are civil in the dataset's zone."""
+    # Observations that are dense hold lists over entities instead of naming them.
+    keys = ("time",) if pl.List in frame.dtypes else KEYS.get(table, ("entity", "time"))
+    frame = pick(table, path, frame, keys).with_columns(pl.selectors.integer().cast(pl.Float64))
+    if "time" in frame.columns:
+        frame = frame.with_columns(dated(table, path, frame["time"], scene.zone, None, "keep").alias("time"))
+    return frame

@@ -8,6 +8,7 @@ from typing import Literal
 import polars as pl
 
 from stfm_pipeline.datasets.formats.base import Form, Scene, open_frame, pick
+from stfm_pipeline.datasets.formats.numbers import numbers
 
 
 class Places(Form):
@@ -31,7 +32,8 @@ class Places(Form):
         frame = open_frame(path, self.separator, self.header, text=[self.entity])
         named = {"entity": self.entity, "lon": self.lon, "lat": self.lat, "zone": self.zone}
         pick(table, path, frame, [c for c in named.values() if c is not None])
-        out = frame.select(
+        where = numbers(table, path, frame, [c for c in (self.lon, self.lat) if c is not None])
+        out = where.select(
             **{k: pl.col(c).cast(pl.Float64 if k in ("lon", "lat") else pl.String) for k, c in named.items() if c}
         )
         if self.text is None:

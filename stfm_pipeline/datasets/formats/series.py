@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -126,6 +129,9 @@ class Tensor(_Dated):
     columns: dict[str, int] = Field(default={})
     ids: str | None = None
 
+    def names(self) -> tuple[str, ...]:
+        return (self.file, *([self.ids] if self.ids else []))
+
     def read(self, table: str, files: dict[str, Path], scene: Scene) -> pl.DataFrame:
         path = files[self.file]
         array = load_array(path, self.key)
@@ -140,7 +146,7 @@ class Tensor(_Dated):
             )
         times = clock(self.start, scene.step, len(array), scene.zone, self.weekends)
         names = [str(i) for i in range(array.shape[1])]
-        if self.ids is not None and self.ids in files:
+        if self.ids is not None:
             names = files[self.ids].read_text().split()
             if len(names) != array.shape[1]:
                 raise ContractError(
@@ -148,23 +154,42 @@ class Tensor(_Dated):
                     expected=f"{array.shape[1]} names",
                     found=f"{len(names)}",
                 )
+            if twice := [n for n, count in Counter(names).items() if count > 1]:
+                raise ContractError(
+                    f"{self.ids} names entities twice", offenders=twice, fix="give each entity its own name"
+                )
         return assemble({c: [Block(times, names, array[:, :, i])] for c, i in wanted.items()}, scene)
 
 
-def load_array(path: Path, key: str | None = None) -> NDArray[Any]:
-    """An array from npz (by key, or the only one) or npy; object arrays, which hide pickles, are refused."""
+def load_array(path: Path, key: str | None = None, text: bool = False) -> NDArray[Any]:
+    """An array of numbers from npz (by key, or the only one) or npy; with `text` it may be of names.
+
+    Object arrays, which hide pickles, are refused.
+    """
+    array = _load(path, key)
+    if array.dtype.kind not in ("fiubU" if text else "fiub"):
+        raise SourceError(
+            f"{path.name} holds something else than {'names' if text else 'numbers'}",
+            found=str(array.dtype),
+            fix="save it with np.savez from plain arrays",
+        )
+    return array
+
+
+def _load(path: Path, key: str | None) -> NDArray[Any]:
+    mapped = path.suffix == ".npy"
     try:
-        found = np.load(path, allow_pickle=False, mmap_mode="r" if path.suffix == ".npy" else None)
-        if isinstance(found, np.ndarray):
-            return found
-        with found:
+        with path.open("rb") as handle:
+            found = np.load(path if mapped else handle, allow_pickle=False, mmap_mode="r" if mapped else None)
+            if isinstance(found, np.ndarray):
+                return found
             names = list(found.files)
             if key not in names and len(names) == 1:
                 key = names[0]
             if key not in names:
                 raise SourceError(f"{path.name} holds no array '{key}'", found=", ".join(names), fix="name the `key`")
             return np.asarray(found[key])
-    except (ValueError, OSError, KeyError, EOFError) as error:
+    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise SourceError(
             f"{path.name} is not an array file that can be read safely",
             expected="npz or npy of numbers",
