@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from stfm_pipeline.alone import alone
 from stfm_pipeline.datasets.catalog import get_dataset
 from stfm_pipeline.datasets.spec import DatasetSpec
 from stfm_pipeline.errors import MetricError
 from stfm_pipeline.fingerprint import code_version, fingerprint
 from stfm_pipeline.lake import Lake, Stage
-from stfm_pipeline.road import Outcome
+from stfm_pipeline.road import ROAD, Outcome
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.systems.catalog import all_systems, code_of, get_system, select_systems
 from stfm_pipeline.tables import Check
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("stfm")
 EVALUATED, CHAMPION = "evaluated", "champion"
+Trained = list[tuple["System", Stage]]
 TRAINING_CODE = (
     "stfm_pipeline.windows",
     "stfm_pipeline.tasks",
@@ -87,23 +89,35 @@ def train_system(
     device: str = "auto",
     progress: bool | None = None,
 ) -> Outcome:
-    """Train a system with each of the budget's seeds, calibrate its intervals on val, log everything to MLflow."""
+    """Train a system with each of the budget's seeds, calibrate its intervals on val, log everything to MLflow.
+
+    One process at a time trains a system on a dataset; the tables may go on meanwhile.
+    """
+    (system,) = select_systems([system_name], get_dataset(name).spec)
+    with alone(settings.lock(name, stage_of(system.name)), f"training {system.name} on {name}"):
+        return _train_system(name, system, lake, settings, budget, device, progress)
+
+
+def _train_system(
+    name: str, system: System, lake: Lake, settings: Settings, budget: str, device: str, progress: bool | None
+) -> Outcome:
     from stfm_pipeline.train import BUDGETS
     from stfm_pipeline.windows import load_panel
 
     began = time.perf_counter()
     spec = get_dataset(name).spec
-    (system,) = select_systems([system_name], spec)
     stage = stage_of(system.name)
-    plan = training_plan(lake, name, system, budget)
-    if (found := fresh(lake, name, stage, plan)) is not None:
-        log.info("%s %s: unchanged, not trained again", name, system.name)
-        return Outcome(found, reused=True)
-    panel = load_panel(lake, name, settings.cache)
+    with alone(settings.lock(name, ROAD), f"working on the tables of {name}"):
+        plan = training_plan(lake, name, system, budget)
+        if (found := fresh(lake, name, stage, plan)) is not None:
+            log.info("%s %s: unchanged, not trained again", name, system.name)
+            return Outcome(found, reused=True)
+        panel = load_panel(lake, name, settings.cache)
+        origin = sources_of(lake, name)
     seeds = range(BUDGETS[budget].seeds if system.training else 1)
     promise = "every val forecast is a finite number"
     try:
-        fitted = [_train_seed(panel, system, seed, lake, settings, plan, budget, device, progress) for seed in seeds]
+        fitted = [_train_seed(panel, system, seed, origin, settings, plan, budget, device, progress) for seed in seeds]
     except MetricError as error:
         log.error("%s %s: not published: %s", name, system.name, error)
         return Outcome(None, False, [Check("forecasts_are_finite", False, promise, {"broken": str(error)})])
@@ -142,7 +156,7 @@ def _train_seed(
     panel: Panel,
     system: System,
     seed: int,
-    lake: Lake,
+    origin: dict[str, Any],
     settings: Settings,
     plan: Plan,
     budget: str,
@@ -191,7 +205,7 @@ def _train_seed(
             result.module,
             absent,
             facts=facts,
-            lineage=lineage(panel, lake, system, seed, plan, budget),
+            lineage=lineage(origin, system, seed, plan, budget),
         )
         forecaster.levels = LEVELS
         forecaster.offsets = calibrate(forecaster.module, panel, system.needs, system.name)
@@ -207,13 +221,8 @@ def _train_seed(
     return {"seed": seed, "run_id": run_id, "uri": uri, "curve": curve, **facts}
 
 
-def lineage(panel: Panel, lake: Lake, system: System, seed: int, plan: Plan, budget: str) -> dict[str, Any]:
-    """Which raw bytes, which tables and which code made a model."""
-    from importlib.metadata import version
-
-    import stfm_pipeline
-
-    name = panel.problem.dataset
+def sources_of(lake: Lake, name: str) -> dict[str, Any]:
+    """Which raw bytes and which tables a dataset's current stages are."""
     stages = {s: lake.require(name, s) for s in ("raw", "harmonized", "embedded", "enriched")}
     return {
         "dataset": name,
@@ -227,6 +236,17 @@ def lineage(panel: Panel, lake: Lake, system: System, seed: int, plan: Plan, bud
             r["part"]: [str(r["start"]), str(r["end"])] for r in lake.read(stages["harmonized"], "split").to_dicts()
         },
         "scaler": {"per": get_dataset(name).spec.harmonize.scale_per, "fitted_on": "train"},
+    }
+
+
+def lineage(origin: dict[str, Any], system: System, seed: int, plan: Plan, budget: str) -> dict[str, Any]:
+    """Which raw bytes, which tables and which code made a model."""
+    from importlib.metadata import version
+
+    import stfm_pipeline
+
+    return {
+        **origin,
         "system": system.name,
         "seed": seed,
         "budget": budget if system.training else None,
@@ -236,23 +256,23 @@ def lineage(panel: Panel, lake: Lake, system: System, seed: int, plan: Plan, bud
     }
 
 
-def trained_systems(lake: Lake, name: str) -> list[tuple[System, Stage]]:
+def trained_systems(lake: Lake, name: str) -> Trained:
     """Systems trained on the dataset's current enriched stage."""
     enriched = lake.require(name, "enriched")
     found = [(s, lake.stage(name, stage_of(s.name))) for s in all_systems().values()]
     return [(s, t) for s, t in found if t is not None and t.inputs.get("enriched") == enriched.data_version]
 
 
-def evaluation_plan(lake: Lake, name: str) -> Plan:
+def evaluation_plan(name: str, trained: Trained) -> Plan:
     """What an evaluation would be made from: every system trained on the current data."""
-    inputs = {t.name: t.data_version for _, t in trained_systems(lake, name)}
+    inputs = {t.name: t.data_version for _, t in trained}
     spec = get_dataset(name).spec
     code = code_version("stfm_pipeline.evaluate", "stfm_pipeline.forecaster", "stfm_pipeline.windows")
     return Plan(fingerprint({"task": spec.task.model_dump(), "title": spec.title}, code, inputs), inputs)
 
 
-def entries(lake: Lake, settings: Settings, name: str) -> list[Entry]:
-    """Every system trained on the current data, its seeds loaded from MLflow."""
+def entries(trained: Trained, settings: Settings) -> list[Entry]:
+    """Trained systems with their seeds loaded from MLflow."""
     from stfm_pipeline.evaluate.run import Entry
     from stfm_pipeline.registry import load_model
 
@@ -263,12 +283,17 @@ def entries(lake: Lake, settings: Settings, name: str) -> list[Entry]:
             [s["run_id"] for s in stage.facts["seeds"]],
             stage.facts["chosen"],
         )
-        for system, stage in trained_systems(lake, name)
+        for system, stage in trained
     ]
 
 
 def evaluate_dataset(name: str, lake: Lake, settings: Settings) -> Outcome:
     """Score every trained system, write the report, log both to MLflow and publish the leaderboard."""
+    with alone(settings.lock(name, EVALUATED), f"scoring the systems of {name}"):
+        return _evaluate_dataset(name, lake, settings)
+
+
+def _evaluate_dataset(name: str, lake: Lake, settings: Settings) -> Outcome:
     import mlflow
 
     from stfm_pipeline import registry
@@ -278,12 +303,15 @@ def evaluate_dataset(name: str, lake: Lake, settings: Settings) -> Outcome:
 
     began = time.perf_counter()
     spec = get_dataset(name).spec
-    plan = evaluation_plan(lake, name)
-    if (found := fresh(lake, name, EVALUATED, plan)) is not None:
-        log.info("%s evaluated: unchanged, not scored again", name)
-        return Outcome(found, reused=True)
-    panel = load_panel(lake, name, settings.cache)
-    contenders = entries(lake, settings, name)
+    with alone(settings.lock(name, ROAD), f"working on the tables of {name}"):
+        trained = trained_systems(lake, name)
+        plan = evaluation_plan(name, trained)
+        if (found := fresh(lake, name, EVALUATED, plan)) is not None:
+            log.info("%s evaluated: unchanged, not scored again", name)
+            return Outcome(found, reused=True)
+        panel = load_panel(lake, name, settings.cache)
+        harmonized, digest = lake.require(name, "harmonized"), lake.require(name, "enriched").data_version
+    contenders = entries(trained, settings)
     crowned = registry.champion_version(settings, name)
     runs = {run for e in contenders for run in e.runs}
     rival: Forecaster | None = None
@@ -294,16 +322,14 @@ def evaluate_dataset(name: str, lake: Lake, settings: Settings) -> Outcome:
     evaluation = evaluate(spec, panel, contenders, rival, label, notes=_notes(spec, lake, crowned, rival, runs))
     leader = next(e for e in contenders if e.system.name == evaluation.candidate)
     run_id = leader.runs[leader.chosen]
-    uri = next(s for s in lake.require(name, stage_of(leader.system.name)).facts["seeds"] if s["run_id"] == run_id)[
-        "uri"
-    ]
-    harmonized = lake.require(name, "harmonized")
+    seeds = next(stage.facts["seeds"] for system, stage in trained if system.name == leader.system.name)
+    uri = next(s["uri"] for s in seeds if s["run_id"] == run_id)
     html = report.render(
         evaluation, lake.read(harmonized, "entities"), lake.read(harmonized, "edges"), harmonized.facts
     )
     path = report.write(html, settings.root / "reports" / name / f"{plan.mark}.html")
     tags = {"stage": "evaluation", "candidate": evaluation.candidate, "licence": spec.licence}
-    with registry.run(settings, name, "evaluation", tags, lake.require(name, "enriched").data_version) as (_, eval_run):
+    with registry.run(settings, name, "evaluation", tags, digest) as (_, eval_run):
         mlflow.log_artifact(str(path), "report")
         scores = {
             f"{r.split}/{r.system}/{r.channel or 'all'}/{r.scale}/mae".replace("@", "-"): r.mae
@@ -393,6 +419,11 @@ def champion_is_stale(lake: Lake, name: str) -> bool:
 
 def crown(name: str, lake: Lake, settings: Settings) -> Outcome:
     """Register the candidate and promote or refuse it, as the evaluation decided on gate."""
+    with alone(settings.lock(name, CHAMPION), f"deciding on the champion of {name}"):
+        return _crown(name, lake, settings)
+
+
+def _crown(name: str, lake: Lake, settings: Settings) -> Outcome:
     from stfm_pipeline import registry
     from stfm_pipeline.evaluate.choose import Decision
 

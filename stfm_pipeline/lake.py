@@ -20,6 +20,7 @@ import numpy as np
 import polars as pl
 
 from stfm_pipeline.errors import StfmError, UsageError
+from stfm_pipeline.points import reached
 
 if TYPE_CHECKING:
     import duckdb
@@ -109,7 +110,9 @@ class Lake:
             storage_options=self.options,
             writer_properties=WriterProperties(max_row_group_size=max(1, CELLS_OF_A_GROUP // (cells + 1))),
         )
-        return DeltaTable(path, storage_options=self.options).version()
+        version = DeltaTable(path, storage_options=self.options).version()
+        reached("table" if mode == "overwrite" else "stage")
+        return version
 
     def history(self, dataset: str, stage: str) -> list[Stage]:
         """Every published state of a stage, oldest first."""

@@ -94,7 +94,11 @@ def serve_ui(settings: Settings, dagster_port: int, mlflow_port: int, say: IO[st
         raise StfmError(
             f"the port is taken: {', '.join(taken)}", fix="stop what listens there, or use --port and --mlflow-port"
         )
+    from stfm_pipeline.registry import connect
+
     env = environment(settings, root)
+    # The server and the first run would otherwise create the tracking store at the same time.
+    connect(settings)
     logs = settings.root / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     dagster = [

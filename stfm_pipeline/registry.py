@@ -12,9 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from stfm_pipeline.alone import alone
 from stfm_pipeline.errors import StfmError, UsageError
 from stfm_pipeline.evaluate.choose import Decision
 from stfm_pipeline.forecaster import Forecaster
+from stfm_pipeline.points import reached
 from stfm_pipeline.settings import Settings
 
 log = logging.getLogger("stfm")
@@ -46,12 +48,23 @@ def connect(settings: Settings) -> Any:
 
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    if settings.tracking_uri.startswith("sqlite:///"):
-        Path(settings.tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     mlflow.set_tracking_uri(settings.tracking_uri)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    return mlflow.MlflowClient()
+    client = mlflow.MlflowClient()
+    if settings.tracking_uri.startswith("sqlite:///"):
+        _make_store(client, Path(settings.tracking_uri.removeprefix("sqlite:///")))
+    return client
+
+
+def _make_store(client: Any, path: Path) -> None:
+    """Create the database on its first use; two processes that did so at once would trip over each other's tables."""
+    ready = path.with_name(f".{path.name}.ready")
+    if ready.exists() and path.exists():
+        return
+    with alone(path.with_name(f".{path.name}.lock"), "creating MLflow's database"):
+        client.search_experiments(max_results=1)
+        ready.touch()
 
 
 def _experiment(client: Any, settings: Settings, dataset: str) -> str:
@@ -134,6 +147,7 @@ def log_forecaster(forecaster: Forecaster, example: Any) -> str:
             input_example=example,
             metadata={"licence": forecaster.facts.get("licence"), "system": forecaster.system},
         )
+    reached("artifact")
     return str(info.model_uri)
 
 
@@ -175,6 +189,7 @@ def register(settings: Settings, dataset: str, model_uri: str, run_id: str, tags
         if existing.run_id == run_id:
             return int(existing.version)
     made = client.create_model_version(dataset, source=model_uri, run_id=run_id, tags=tags)
+    reached("register")
     return int(made.version)
 
 
@@ -198,11 +213,13 @@ def apply_decision(settings: Settings, dataset: str, number: int, decision: Deci
         _crown(client, dataset, number, stamp)
     else:
         client.set_registered_model_alias(dataset, CHALLENGER, str(number))
+        reached("alias")
 
 
 def _crown(client: Any, dataset: str, number: int, stamp: str) -> None:
     client.set_model_version_tag(dataset, number, "crowned_at", stamp)
     client.set_registered_model_alias(dataset, CHAMPION, str(number))
+    reached("alias")
     model = client.get_registered_model(dataset)
     if str(model.aliases.get(CHALLENGER)) == str(number):
         client.delete_registered_model_alias(dataset, CHALLENGER)

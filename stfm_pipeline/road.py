@@ -12,6 +12,7 @@ from typing import Any
 
 import polars as pl
 
+from stfm_pipeline.alone import alone
 from stfm_pipeline.datasets.catalog import get_dataset
 from stfm_pipeline.datasets.spec import Dataset, DatasetSpec
 from stfm_pipeline.errors import ContractError
@@ -22,6 +23,7 @@ from stfm_pipeline.stage import Result
 from stfm_pipeline.tables import Check, is_dense
 
 log = logging.getLogger("stfm")
+ROAD = "road"
 GROUND = ("stfm_pipeline.tables", "stfm_pipeline.stage")
 
 
@@ -206,7 +208,15 @@ def stale_stages(name: str, lake: Lake, until: str = "enriched") -> list[str]:
 
 
 def materialize(name: str, stage: str, lake: Lake, settings: Settings, force: bool = False) -> Outcome:
-    """Compute, check and publish one stage; an unchanged one is reused, one that fails a check is not published."""
+    """Compute, check and publish one stage; an unchanged one is reused, one that fails a check is not published.
+
+    One process at a time works on the tables of a dataset.
+    """
+    with alone(settings.lock(name, ROAD), f"working on the tables of {name}"):
+        return _materialize(name, stage, lake, settings, force)
+
+
+def _materialize(name: str, stage: str, lake: Lake, settings: Settings, force: bool) -> Outcome:
     began = time.perf_counter()
     dataset, step = get_dataset(name), STEPS[stage]
     for earlier in step.inputs:

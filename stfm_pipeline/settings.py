@@ -55,3 +55,7 @@ class Settings(BaseSettings):
     @property
     def landing(self) -> Path:
         return self.root / "landing"
+
+    def lock(self, owner: str, what: str) -> Path:
+        """The lock file of those who write `what` of a dataset, or of the sources."""
+        return self.root / "locks" / f"{owner}.{what}"

@@ -12,12 +12,11 @@ import shutil
 import stat
 import sys
 import tarfile
-import tempfile
 import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -26,6 +25,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from stfm_pipeline.alone import alone
 from stfm_pipeline.errors import SourceError
 from stfm_pipeline.settings import Settings
 
@@ -119,7 +119,8 @@ def fetch(
         return files
     began = time.perf_counter()
     _check_disk(source, settings)
-    with _alone(folder.with_name(f".fetch-{folder.name}")) as scratch:
+    scratch, lock = folder.with_name(f".fetch-{folder.name}"), settings.lock("source", folder.name)
+    with alone(lock, f"fetching {_label(source)}"), _empty(scratch):
         if (files := _cached(folder)) is not None:
             return files
         archive = _obtain(source, settings, scratch, sys.stderr.isatty() if progress is None else progress)
@@ -180,27 +181,14 @@ def _cached(folder: Path) -> dict[str, Path] | None:
 
 
 @contextmanager
-def _alone(scratch: Path) -> Iterator[Path]:
-    """An empty folder that one fetch at a time holds, over threads and processes; gone afterwards."""
-    import fcntl
-
-    while True:
-        scratch.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
-            handle = os.open(scratch, os.O_RDONLY)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX)
-                if os.path.samestat(os.fstat(handle), scratch.stat()):
-                    break
-            except BaseException:
-                os.close(handle)
-                raise
-            os.close(handle)
+def _empty(scratch: Path) -> Iterator[Path]:
+    """An empty folder, gone afterwards; what a killed process left in it goes first."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
     try:
-        yield Path(tempfile.mkdtemp(dir=scratch))
+        yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        os.close(handle)
 
 
 def _check_disk(source: PypiSource | HttpSource, settings: Settings) -> None:

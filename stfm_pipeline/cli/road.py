@@ -90,7 +90,8 @@ def _todo(name: str, lake: Lake, chosen: list[str], until: str, budget: str) -> 
     todo += [s.replace("-", "_") for s in stale]
     if until == "trained":
         return todo
-    if todo or experiment.fresh(lake, name, "evaluated", experiment.evaluation_plan(lake, name)) is None:
+    plan = experiment.evaluation_plan(name, experiment.trained_systems(lake, name)) if not todo else None
+    if plan is None or experiment.fresh(lake, name, "evaluated", plan) is None:
         todo.append("evaluated")
     if until == "champion" and (todo or experiment.champion_is_stale(lake, name)):
         todo.append("champion")

@@ -61,7 +61,7 @@ def embed(spec: DatasetSpec, tables: dict[str, pl.DataFrame]) -> Result:
             "vocabulary": vocabulary,
             "spatial": places,
             "spectrum": spectrum,
-            "zones": pl.DataFrame({"zone": zones}).with_row_index("code"),
+            "zones": pl.DataFrame({"zone": zones}).with_row_index("code").cast({"code": pl.Int32}),
         },
         facts,
         checks,

@@ -110,11 +110,11 @@ def _baselines(spec: DatasetSpec, panel: Panel) -> dict[str, Forecaster]:
 
 def _trained(spec: DatasetSpec, panel: Panel, lake: Lake, settings: Settings) -> dict[str, Forecaster]:
     """Systems trained on the current data for the same problem; the seed with the lowest val loss speaks."""
-    from stfm_pipeline.experiment import entries
+    from stfm_pipeline.experiment import entries, trained_systems
 
     if panel.problem.horizon != spec.task.horizon:
         return {}
-    learned = [e for e in entries(lake, settings, spec.name) if e.system.branch != "baseline"]
+    learned = [e for e in entries(trained_systems(lake, spec.name), settings) if e.system.branch != "baseline"]
     return {e.system.name: e.forecaster for e in learned}
 
 

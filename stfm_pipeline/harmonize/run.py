@@ -86,6 +86,8 @@ def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFr
     tables = check_raw(spec, raw)
     rule = spec.harmonize
     entities = tables["entities"].with_columns(zone=pl.col("zone").fill_null(spec.zone)).with_row_index("index")
+    # Delta has no unsigned numbers: what is read is then exactly what was published.
+    entities = entities.cast({"index": pl.Int32})
     names = entities["entity"].to_list()
     found = gather(tables.pop("observations"), names, spec.channels, rule)
     times, values, observed, masked = found.times, found.values, found.observed, found.masked

@@ -1,0 +1,52 @@
+"""The whole road of the synthetic dataset as a process that can be killed: `python road.py [point n]`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections import Counter
+
+from fixtures.synthetic import make_dataset
+
+from stfm_pipeline import experiment, points
+from stfm_pipeline.datasets.catalog import register
+from stfm_pipeline.lake import Lake
+from stfm_pipeline.road import STEPS, materialize
+from stfm_pipeline.settings import Settings
+
+SYSTEMS = ("last-value", "dlinear")
+
+
+def whole_road() -> None:
+    register(make_dataset())
+    settings = Settings()
+    lake = Lake(settings.lake_uri)
+    for stage in STEPS:
+        assert materialize("synthetic", stage, lake, settings).stage is not None
+    for system in SYSTEMS:
+        assert experiment.train_system("synthetic", system, lake, settings, progress=False).stage is not None
+    assert experiment.evaluate_dataset("synthetic", lake, settings).stage is not None
+    assert experiment.crown("synthetic", lake, settings).stage is not None
+
+
+def die_at(point: str, times: int) -> None:
+    """SIGKILL at the n-th time that a point, or with `any` whichever, is reached; what was reached is printed."""
+    seen: Counter[str] = Counter()
+
+    def hook(name: str) -> None:
+        seen.update([name, "any"])
+        sys.stdout.write(f"{name}\n")
+        sys.stdout.flush()
+        if seen[point] == times:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    points.hooks.append(hook)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if len(sys.argv) > 1:
+        die_at(sys.argv[1], int(sys.argv[2]))
+    whole_road()
