@@ -19,7 +19,7 @@ from stfm_pipeline.datasets.spec import DatasetSpec
 from stfm_pipeline.errors import MetricError
 from stfm_pipeline.fingerprint import code_version, fingerprint
 from stfm_pipeline.lake import Lake, Stage
-from stfm_pipeline.road import ROAD, Outcome
+from stfm_pipeline.road import ROAD, STEPS, Outcome
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.systems.catalog import all_systems, code_of, get_system, select_systems
 from stfm_pipeline.tables import Check
@@ -467,3 +467,20 @@ def stale_systems(lake: Lake, name: str, systems: Sequence[str], budget: str, da
     return [
         s for s in systems if fresh(lake, name, stage_of(s), training_plan(lake, name, get_system(s), budget)) is None
     ]
+
+
+def sweep(name: str, lake: Lake, settings: Settings, dry_run: bool = False) -> int:
+    """Delete table versions of a dataset that no current stage and no registered model is made from; bytes freed.
+
+    Raises before anything is deleted if a model cannot say what it is made from.
+    """
+    from stfm_pipeline import registry
+
+    made_from = [lineage["tables"] for lineage in registry.lineages(settings, name)]
+    freed = 0
+    for folder in sorted(Path(lake.uri, name).iterdir()):
+        stage = folder.name
+        keep = [tables[stage]["delta_versions"] for tables in made_from if stage in tables]
+        with alone(settings.lock(name, ROAD if stage in STEPS else stage), f"working on {stage} of {name}"):
+            freed += lake.sweep(name, stage, keep, dry_run)
+    return freed

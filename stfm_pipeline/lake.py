@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,6 +29,7 @@ MANIFEST = "manifest"
 ROW = "_row"
 # Groups of rows are read side by side, and passed over where they are not asked for.
 CELLS_OF_A_GROUP = 1 << 22
+FILES_OF_A_MANIFEST = 32
 # Schemas and catalogs that DuckDB keeps for itself.
 _TAKEN = {"information_schema", "memory", "pg_catalog", "system", "temp"}
 
@@ -108,6 +109,8 @@ class Lake:
             mode=mode,
             schema_mode="overwrite" if mode == "overwrite" else None,
             storage_options=self.options,
+            # What a model was made from can be read for as long as the model is there, not for Delta's thirty days.
+            configuration={"delta.enableExpiredLogCleanup": "false"},
             writer_properties=WriterProperties(max_row_group_size=max(1, CELLS_OF_A_GROUP // (cells + 1))),
         )
         version = DeltaTable(path, storage_options=self.options).version()
@@ -148,6 +151,34 @@ class Lake:
                 if found := self.stage(dataset, folder.name):
                     yield found
 
+    def sweep(self, dataset: str, stage: str, keep: Iterable[dict[str, int]], dry_run: bool = False) -> int:
+        """Delete files of table versions that neither the current state nor `keep` (table: version) names.
+
+        Files that a killed write left go too, so nobody may be writing. Returns the bytes on disk that went.
+        """
+        root = Path(self.uri, dataset, stage)
+        current = self.stage(dataset, stage)
+        named = [*keep, *([current.tables] if current else [])]
+        freed = 0
+        for path in sorted(p.parent for p in root.glob("*/_delta_log")):
+            table = self._table(str(path))
+            if path.name == MANIFEST:
+                if len(table.file_uris()) > FILES_OF_A_MANIFEST and not dry_run:
+                    table.optimize.compact()
+                versions = [self._table(str(path)).version()]
+            else:
+                versions = sorted({n[path.name] for n in named if path.name in n})
+            before = _bytes(path)
+            gone = self._table(str(path)).vacuum(
+                retention_hours=0,
+                enforce_retention_duration=False,
+                dry_run=dry_run,
+                full=True,
+                keep_versions=versions,
+            )
+            freed += sum(_bytes(path / name) for name in gone) if dry_run else before - _bytes(path)
+        return freed
+
     def read(self, stage: Stage, table: str) -> pl.DataFrame:
         """A table exactly as that state of the stage published it."""
         if table not in stage.tables:
@@ -155,7 +186,14 @@ class Lake:
                 f"stage '{stage.name}' of '{stage.dataset}' has no table '{table}'",
                 expected=f"one of: {', '.join(stage.tables)}",
             )
-        return self._load(self._path(stage.dataset, stage.name, table), stage.tables[table])
+        try:
+            return self._load(self._path(stage.dataset, stage.name, table), stage.tables[table])
+        except FileNotFoundError as error:
+            raise StfmError(
+                f"version {stage.version} of {stage.name} of '{stage.dataset}' is gone",
+                expected="a current version, or one that a registered model names: `stfm clean --old` keeps those",
+                found=str(error).splitlines()[0],
+            ) from error
 
     def rows(
         self, stage: Stage, table: str, columns: list[str], start: int, stop: int, at_once: int = 512
@@ -211,6 +249,10 @@ class Lake:
         connection.execute("set enable_external_access = false")
         connection.execute("set lock_configuration = true")
         return connection
+
+
+def _bytes(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.glob("*.parquet"))
 
 
 def _long_view(stage: Stage, schema: str) -> str | None:

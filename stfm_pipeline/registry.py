@@ -48,13 +48,26 @@ def connect(settings: Settings) -> Any:
 
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    mlflow.set_tracking_uri(settings.tracking_uri)
+    _track(settings.tracking_uri)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     client = mlflow.MlflowClient()
     if settings.tracking_uri.startswith("sqlite:///"):
         _make_store(client, Path(settings.tracking_uri.removeprefix("sqlite:///")))
     return client
+
+
+def _track(uri: str) -> None:
+    """Set MLflow's store without its mark in the environment, which would outrank every later home."""
+    import os
+
+    import mlflow
+
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    if given is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = given
 
 
 def _make_store(client: Any, path: Path) -> None:
@@ -250,6 +263,19 @@ def versions(settings: Settings, dataset: str | None = None) -> list[dict[str, A
                 }
             )
     return sorted(out, key=lambda row: (row["name"], -row["version"]))
+
+
+def lineages(settings: Settings, dataset: str) -> list[dict[str, Any]]:
+    """What each registered version of a dataset was made from."""
+    import mlflow
+
+    out = []
+    for row in versions(settings, dataset):
+        path = f"{row['uri']}/artifacts/{ARTIFACT}/lineage.json"
+        with tempfile.TemporaryDirectory() as folder:
+            found = mlflow.artifacts.download_artifacts(artifact_uri=path, dst_path=folder)
+            out.append(json.loads(Path(found).read_text()))
+    return out
 
 
 def show(settings: Settings, dataset: str, number: int | None = None) -> dict[str, Any]:

@@ -154,3 +154,13 @@ def test_a_taken_port_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> No
         port = busy.getsockname()[1]
         with pytest.raises(StfmError, match=f"the port is taken: Dagster on {port}"):
             launch.serve_ui(Settings(), port, 1, sys.stdout)
+
+
+def test_a_broken_promise_is_exit_code_1_without_a_word_about_it(
+    enriched: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stfm_pipeline.road.data_version", lambda *_: "another")
+    done = CliRunner().invoke(app, ["datasets", "check", "synthetic"])
+    assert done.exit_code == 1
+    assert "BROKEN" in done.output
+    assert "Exit" not in done.output

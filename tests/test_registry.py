@@ -174,3 +174,13 @@ def test_a_retrained_champion_meets_the_old_one_on_gate(copied: Settings, monkey
     rivals = [m["rival"] for m in outcome.stage.facts["decision"]["margins"]]
     assert any(r.startswith("champion (version") for r in rivals)
     assert json.dumps(outcome.stage.facts["decision"])
+
+
+def test_each_home_has_a_store_of_its_own(tmp_path: Path) -> None:
+    stores = []
+    for name in ("one", "two"):
+        settings = Settings(home=tmp_path / name)
+        client = registry.connect(settings)
+        client.create_experiment(name)
+        stores.append([e.name for e in client.search_experiments() if e.name != "Default"])
+    assert stores == [["one"], ["two"]]

@@ -48,6 +48,8 @@ def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[.
                 _fail(error, 1)
             except KeyboardInterrupt:
                 raise typer.Exit(130) from None
+            except (typer.Exit, typer.Abort):
+                raise
             except Exception as error:
                 _fail(error, 1)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -13,10 +14,7 @@ from stfm_pipeline.cli.base import (
     command,
     open_lake,
 )
-from stfm_pipeline.errors import StfmError
-
-if TYPE_CHECKING:
-    pass
+from stfm_pipeline.errors import StfmError, UsageError
 
 
 @command(app)
@@ -65,6 +63,8 @@ def doctor(as_json: Json = False) -> None:
 @command(app)
 def clean(
     everything: Annotated[bool, typer.Option("--all", help="Also tables, models and runs.")] = False,
+    old: Annotated[bool, typer.Option("--old", help="Old table versions that no registered model names.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --old: say how much, delete nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete what can be made again (caches, scratch folders); with --all the whole $STFM_HOME."""
@@ -72,7 +72,19 @@ def clean(
 
     from stfm_pipeline.console import say
 
-    settings, _ = open_lake()
+    settings, lake = open_lake()
+    if dry_run and not old:
+        raise UsageError("--dry-run belongs to --old", fix="stfm clean --old --dry-run")
+    if old:
+        from stfm_pipeline.experiment import sweep
+
+        if everything or "://" in lake.uri:
+            raise UsageError("--old is for a lake on local disk, and not for --all", found=lake.uri)
+        root = Path(lake.uri)
+        for name in sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else ():
+            freed = sweep(name, lake, settings, dry_run)
+            say(f"{name}: {freed / 1e6:.1f} MB {'would go' if dry_run else 'deleted'}")
+        return
     folders = [settings.root] if everything else [settings.cache, settings.root / "work", settings.root / "logs"]
     there = [f for f in folders if f.exists()]
     if everything and there and not (settings.root / "lake").exists() and any(settings.root.iterdir()):
