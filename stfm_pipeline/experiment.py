@@ -16,7 +16,7 @@ import polars as pl
 from stfm_pipeline.alone import alone
 from stfm_pipeline.datasets.catalog import get_dataset
 from stfm_pipeline.datasets.spec import DatasetSpec
-from stfm_pipeline.errors import MetricError
+from stfm_pipeline.errors import MetricError, StfmError
 from stfm_pipeline.fingerprint import code_version, fingerprint
 from stfm_pipeline.lake import Lake, Stage
 from stfm_pipeline.road import ROAD, STEPS, Outcome
@@ -287,6 +287,21 @@ def entries(trained: Trained, settings: Settings) -> list[Entry]:
     ]
 
 
+def evaluated_already(lake: Lake, settings: Settings, name: str, plan: Plan) -> Stage | None:
+    """The published evaluation if it would come out the same, which takes the champion that it met."""
+    found = fresh(lake, name, EVALUATED, plan)
+    return found if found is not None and _still_meets(found, settings) else None
+
+
+def _still_meets(evaluated: Stage, settings: Settings) -> bool:
+    """Whether the crown is where it was, or with the candidate who has won it since."""
+    from stfm_pipeline import registry
+
+    now = registry.champion_version(settings, evaluated.dataset)
+    run = now.run_id if now is not None else None
+    return run in (evaluated.facts.get("met"), evaluated.facts["candidate"]["run_id"])
+
+
 def evaluate_dataset(name: str, lake: Lake, settings: Settings) -> Outcome:
     """Score every trained system, write the report, log both to MLflow and publish the leaderboard."""
     with alone(settings.lock(name, EVALUATED), f"scoring the systems of {name}"):
@@ -306,7 +321,7 @@ def _evaluate_dataset(name: str, lake: Lake, settings: Settings) -> Outcome:
     with alone(settings.lock(name, ROAD), f"working on the tables of {name}"):
         trained = trained_systems(lake, name)
         plan = evaluation_plan(name, trained)
-        if (found := fresh(lake, name, EVALUATED, plan)) is not None:
+        if (found := evaluated_already(lake, settings, name, plan)) is not None:
             log.info("%s evaluated: unchanged, not scored again", name)
             return Outcome(found, reused=True)
         panel = load_panel(lake, name, settings.cache)
@@ -341,6 +356,7 @@ def _evaluate_dataset(name: str, lake: Lake, settings: Settings) -> Outcome:
         "licence": spec.licence,
         "ranking": evaluation.ranking,
         "candidate": {"system": evaluation.candidate, "run_id": run_id, "uri": uri},
+        "met": crowned.run_id if crowned is not None else None,
         "decision": asdict(evaluation.decision),
         "margins": evaluation.margins,
         "coverage": evaluation.coverage,
@@ -434,6 +450,10 @@ def _crown(name: str, lake: Lake, settings: Settings) -> Outcome:
     if found is not None:
         log.info("%s champion: unchanged, no new decision", name)
         return Outcome(found, reused=True)
+    if not _still_meets(evaluated, settings):
+        raise StfmError(
+            f"the champion of '{name}' has changed since the candidate met it", fix="run it again: they will meet anew"
+        )
     candidate, decision = evaluated.facts["candidate"], Decision(**evaluated.facts["decision"])
     tags = {"system": candidate["system"], "licence": spec.licence, "homepage": spec.homepage}
     number = registry.register(settings, name, candidate["uri"], candidate["run_id"], tags)

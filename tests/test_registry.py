@@ -184,3 +184,31 @@ def test_each_home_has_a_store_of_its_own(tmp_path: Path) -> None:
         client.create_experiment(name)
         stores.append([e.name for e in client.search_experiments() if e.name != "Default"])
     assert stores == [["one"], ["two"]]
+
+
+def test_a_crown_that_moved_since_the_candidate_met_it_is_met_anew(copied: Settings) -> None:
+    lake = Lake(copied.lake_uri)
+    before = lake.require("trained", "evaluated")
+    candidate = before.facts["candidate"]["system"]
+    other = "dlinear" if candidate == "stid" else "stid"
+    assert experiment.evaluate_dataset("trained", lake, copied).reused
+    registry.promote(copied, "trained", register(copied, lake, candidate))
+    assert experiment.evaluate_dataset("trained", lake, copied).reused, "the candidate has won it"
+    registry.promote(copied, "trained", register(copied, lake, other))
+    lake.publish(
+        "trained",
+        "champion",
+        {"decision": pl.DataFrame({"x": [1]})},
+        fingerprint="undecided",
+        facts={},
+        inputs={},
+    )
+    with pytest.raises(StfmError, match="the champion of 'trained' has changed since the candidate met it"):
+        experiment.crown("trained", lake, copied)
+    again = experiment.evaluate_dataset("trained", lake, copied)
+    assert not again.reused
+    assert again.stage is not None
+    assert again.stage.facts["met"] == next(
+        s["run_id"] for s in lake.require("trained", experiment.stage_of(other)).facts["seeds"]
+    )
+    assert experiment.crown("trained", lake, copied).stage is not None

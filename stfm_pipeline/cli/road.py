@@ -51,7 +51,7 @@ def run(
     settings, lake = open_lake()
     results = []
     for name in names:
-        todo = _todo(name, lake, list(system or []), until, budget)
+        todo = _todo(name, lake, settings, list(system or []), until, budget)
         if todo:
             logging.getLogger("stfm").info("%s: to do: %s", name, ", ".join(todo))
             materialize(name, todo, {"budget": budget, "device": device}, settings)
@@ -71,7 +71,7 @@ def run(
             say(f"{result['dataset']}: {', '.join(result['ran']) or 'nothing to do'}")
 
 
-def _todo(name: str, lake: Lake, chosen: list[str], until: str, budget: str) -> list[str]:
+def _todo(name: str, lake: Lake, settings: Settings, chosen: list[str], until: str, budget: str) -> list[str]:
     """Assets to materialise, in order."""
     from stfm_pipeline.road import stale_stages
 
@@ -91,7 +91,7 @@ def _todo(name: str, lake: Lake, chosen: list[str], until: str, budget: str) -> 
     if until == "trained":
         return todo
     plan = experiment.evaluation_plan(name, experiment.trained_systems(lake, name)) if not todo else None
-    if plan is None or experiment.fresh(lake, name, "evaluated", plan) is None:
+    if plan is None or experiment.evaluated_already(lake, settings, name, plan) is None:
         todo.append("evaluated")
     if until == "champion" and (todo or experiment.champion_is_stale(lake, name)):
         todo.append("champion")
