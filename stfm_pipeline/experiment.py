@@ -7,6 +7,7 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,9 +112,12 @@ def _train_system(
         plan = training_plan(lake, name, system, budget)
         if (found := fresh(lake, name, stage, plan)) is not None:
             log.info("%s %s: unchanged, not trained again", name, system.name)
+            _clear(_work(settings, name, system.name))
             return Outcome(found, reused=True)
         panel = load_panel(lake, name, settings.cache)
         origin = sources_of(lake, name)
+    work = _work(settings, name, system.name)
+    _clear(work, but=plan.mark)
     seeds = range(BUDGETS[budget].seeds if system.training else 1)
     promise = "every val forecast is a finite number"
     try:
@@ -140,16 +144,26 @@ def _train_system(
         facts=facts,
         inputs=plan.inputs,
     )
-    for seed in seeds:
-        shutil.rmtree(_work(settings, name, system.name, plan, seed), ignore_errors=True)
+    _clear(work)
     seconds = time.perf_counter() - began
     log.info("%s %s: trained with %d seed(s) in %.1f s", name, system.name, len(fitted), seconds)
     finite = Check("forecasts_are_finite", True, promise, {})
     return Outcome(published, False, [finite], seconds)
 
 
-def _work(settings: Settings, name: str, system: str, plan: Plan, seed: int) -> Path:
-    return settings.root / "work" / f"{name}-{system}-{plan.mark}-{seed}"
+def _work(settings: Settings, name: str, system: str) -> Path:
+    """Where trainings of a system keep their checkpoints, in a folder per plan and seed, until they are published."""
+    return settings.root / "work" / name / system
+
+
+def _clear(work: Path, but: str | None = None) -> None:
+    """Remove checkpoints, of other plans than `but` if that is given: nobody will go on from them."""
+    for folder in work.glob("*"):
+        if but is None or not folder.name.startswith(but):
+            shutil.rmtree(folder, ignore_errors=True)
+    for empty in (work, work.parent):
+        with suppress(OSError):
+            empty.rmdir()
 
 
 def _train_seed(
@@ -175,7 +189,7 @@ def _train_seed(
     spec = get_dataset(name).spec
     tags = {"stage": "training", "system": system.name, "licence": spec.licence, "seed": str(seed), "budget": budget}
     with registry.run(settings, name, f"{system.name} seed {seed}", tags, plan.inputs["enriched"]) as (_, run_id):
-        work = _work(settings, name, system.name, plan, seed) if system.training else None
+        work = _work(settings, name, system.name) / f"{plan.mark}-{seed}" if system.training else None
         if work is not None:
             work.mkdir(parents=True, exist_ok=True)
 

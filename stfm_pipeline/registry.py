@@ -48,13 +48,12 @@ def connect(settings: Settings) -> Any:
 
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    _track(settings.tracking_uri)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    client = mlflow.MlflowClient()
     if settings.tracking_uri.startswith("sqlite:///"):
-        _make_store(client, Path(settings.tracking_uri.removeprefix("sqlite:///")))
-    return client
+        _make_store(Path(settings.tracking_uri.removeprefix("sqlite:///")))
+    _track(settings.tracking_uri)
+    return mlflow.MlflowClient()
 
 
 def _track(uri: str) -> None:
@@ -70,14 +69,20 @@ def _track(uri: str) -> None:
         os.environ["MLFLOW_TRACKING_URI"] = given
 
 
-def _make_store(client: Any, path: Path) -> None:
-    """Create the database on its first use; two processes that did so at once would trip over each other's tables."""
-    ready = path.with_name(f".{path.name}.ready")
-    if ready.exists() and path.exists():
+def _make_store(path: Path) -> None:
+    """Create the database whole or not at all: one that was left in the middle of its creation is of no use again."""
+    import mlflow
+
+    if path.exists():
         return
     with alone(path.with_name(f".{path.name}.lock"), "creating MLflow's database"):
-        client.search_experiments(max_results=1)
-        ready.touch()
+        if path.exists():
+            return
+        scratch = path.with_name(f".{path.name}.part")
+        scratch.unlink(missing_ok=True)
+        _track(f"sqlite:///{scratch}")
+        mlflow.MlflowClient().search_experiments(max_results=1)
+        scratch.replace(path)
 
 
 def _experiment(client: Any, settings: Settings, dataset: str) -> str:

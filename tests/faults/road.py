@@ -1,9 +1,14 @@
-"""The whole road of the synthetic dataset as a process that can be killed: `python road.py [point n]`."""
+"""The whole road of the synthetic dataset as a process that can be hurt.
+
+`python road.py POINT N` kills itself where POINT is reached for the n-th time; `python road.py bytes N` lets no file
+grow beyond so many bytes, as a full disk would not.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import sys
 from collections import Counter
@@ -47,6 +52,8 @@ def die_at(point: str, times: int) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    if len(sys.argv) > 1:
+    if sys.argv[1:2] == ["bytes"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+    elif len(sys.argv) > 1:
         die_at(sys.argv[1], int(sys.argv[2]))
     whole_road()

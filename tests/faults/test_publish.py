@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from stfm_pipeline import registry
+from stfm_pipeline import experiment, registry, train
 from stfm_pipeline.lake import Lake, data_version
 from stfm_pipeline.settings import Settings
 
@@ -92,6 +93,46 @@ def test_two_at_once_on_a_new_home_do_the_work_once(
     reached = "".join(out for _, out, _ in ends).split()
     assert (reached.count("stage"), reached.count("artifact"), reached.count("register")) == (len(LAST), 2, 1)
     assert any("waiting: another process is" in error for _, _, error in ends)
+
+
+def test_writes_that_fail_at_any_byte_leave_what_was_there_and_the_next_run_ends_it(
+    home: Path, lake: Lake, settings: Settings, undisturbed: dict[str, str]
+) -> None:
+    seen = 0
+    for most in (500, 30_000, 200_000, 700_000):
+        code, _, error = end(start(home, "bytes", str(most)))
+        assert code == 1, error
+        assert "File too large" in error or "disk" in error, error
+        assert len(whole(lake)) >= seen
+        seen = len(whole(lake))
+    assert seen
+    code, _, error = end(start(home))
+    assert code == 0, error
+    assert finished(lake, settings) == undisturbed
+
+
+def test_a_model_that_mlflow_could_not_take_is_not_trained_again(
+    enriched: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> str:
+        raise ConnectionError("MLflow is gone")
+
+    epochs = []
+    as_ever = train.Curve.on_train_epoch_end
+
+    def counted(self: train.Curve, *arguments: Any) -> None:
+        epochs.append(1)
+        as_ever(self, *arguments)
+
+    monkeypatch.setattr(train.Curve, "on_train_epoch_end", counted)
+    with monkeypatch.context() as down:
+        down.setattr(registry, "log_forecaster", gone)
+        with pytest.raises(ConnectionError):
+            experiment.train_system("synthetic", "dlinear", enriched, settings, progress=False)
+    assert enriched.stage("synthetic", "trained_dlinear") is None
+    trained = len(epochs)
+    assert experiment.train_system("synthetic", "dlinear", enriched, settings, progress=False).stage is not None
+    assert len(epochs) == trained > 0
 
 
 @pytest.mark.slow
