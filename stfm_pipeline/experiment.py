@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from stfm_pipeline import work
 from stfm_pipeline.alone import alone
 from stfm_pipeline.datasets.catalog import get_dataset
 from stfm_pipeline.datasets.spec import DatasetSpec
@@ -112,12 +111,11 @@ def _train_system(
         plan = training_plan(lake, name, system, budget)
         if (found := fresh(lake, name, stage, plan)) is not None:
             log.info("%s %s: unchanged, not trained again", name, system.name)
-            _clear(_work(settings, name, system.name))
+            work.clear(settings, name, stage)
             return Outcome(found, reused=True)
         panel = load_panel(lake, name, settings.cache)
         origin = sources_of(lake, name)
-    work = _work(settings, name, system.name)
-    _clear(work, but=plan.mark)
+    work.clear(settings, name, stage, but=plan.mark)
     seeds = range(BUDGETS[budget].seeds if system.training else 1)
     promise = "every val forecast is a finite number"
     try:
@@ -144,26 +142,11 @@ def _train_system(
         facts=facts,
         inputs=plan.inputs,
     )
-    _clear(work)
+    work.clear(settings, name, stage)
     seconds = time.perf_counter() - began
     log.info("%s %s: trained with %d seed(s) in %.1f s", name, system.name, len(fitted), seconds)
     finite = Check("forecasts_are_finite", True, promise, {})
     return Outcome(published, False, [finite], seconds)
-
-
-def _work(settings: Settings, name: str, system: str) -> Path:
-    """Where trainings of a system keep their checkpoints, in a folder per plan and seed, until they are published."""
-    return settings.root / "work" / name / system
-
-
-def _clear(work: Path, but: str | None = None) -> None:
-    """Remove checkpoints, of other plans than `but` if that is given: nobody will go on from them."""
-    for folder in work.glob("*"):
-        if but is None or not folder.name.startswith(but):
-            shutil.rmtree(folder, ignore_errors=True)
-    for empty in (work, work.parent):
-        with suppress(OSError):
-            empty.rmdir()
 
 
 def _train_seed(
@@ -189,16 +172,14 @@ def _train_seed(
     spec = get_dataset(name).spec
     tags = {"stage": "training", "system": system.name, "licence": spec.licence, "seed": str(seed), "budget": budget}
     with registry.run(settings, name, f"{system.name} seed {seed}", tags, plan.inputs["enriched"]) as (_, run_id):
-        work = _work(settings, name, system.name) / f"{plan.mark}-{seed}" if system.training else None
-        if work is not None:
-            work.mkdir(parents=True, exist_ok=True)
+        kept = work.folder(settings, name, stage_of(system.name), plan.mark, seed) if system.training else None
 
         def report(row: dict[str, float]) -> None:
             scores = {k: v for k, v in row.items() if k != "epoch"}
             mlflow.log_metrics(scores, step=int(row["epoch"]))
 
         result = fit(
-            system, panel, BUDGETS[budget], seed=seed, device=device, work=work, report=report, progress=progress
+            system, panel, BUDGETS[budget], seed=seed, device=device, work=kept, report=report, progress=progress
         )
         facts = {
             "seconds": result.seconds,

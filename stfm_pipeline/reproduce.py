@@ -15,12 +15,15 @@ from typing import Any
 
 import polars as pl
 
+from stfm_pipeline import work
+from stfm_pipeline.alone import alone
 from stfm_pipeline.datasets.catalog import get_dataset
 from stfm_pipeline.datasets.spec import Benchmark, DatasetSpec
 from stfm_pipeline.errors import UsageError
 from stfm_pipeline.experiment import Plan, fresh, training_plan
 from stfm_pipeline.fingerprint import code_version, fingerprint
 from stfm_pipeline.lake import Lake, Stage
+from stfm_pipeline.road import ROAD
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.systems.catalog import select_systems
 from stfm_pipeline.systems.spec import System
@@ -78,6 +81,11 @@ def plan_of(lake: Lake, name: str, job: Job, budget: str) -> Plan:
 
 def measure(name: str, job: Job, lake: Lake, settings: Settings, budget: str, device: str = "auto") -> Stage:
     """Train a job's seeds and score them on test; reused where nothing it depends on has changed."""
+    with alone(settings.lock(name, job.stage), f"measuring {job.system.name} on {name}"):
+        return _measure(name, job, lake, settings, budget, device)
+
+
+def _measure(name: str, job: Job, lake: Lake, settings: Settings, budget: str, device: str) -> Stage:
     import mlflow
 
     from stfm_pipeline import registry
@@ -86,13 +94,16 @@ def measure(name: str, job: Job, lake: Lake, settings: Settings, budget: str, de
     from stfm_pipeline.train import BUDGETS, fit
     from stfm_pipeline.windows import load_panel
 
-    plan = plan_of(lake, name, job, budget)
-    if (found := fresh(lake, name, job.stage, plan)) is not None:
-        return found
     began = time.perf_counter()
     spec = get_dataset(name).spec
     rule = protocol(spec)
-    panel = load_panel(lake, name, settings.cache, job.look_back, job.horizon)
+    with alone(settings.lock(name, ROAD), f"working on the tables of {name}"):
+        plan = plan_of(lake, name, job, budget)
+        if (found := fresh(lake, name, job.stage, plan)) is not None:
+            work.clear(settings, name, job.stage)
+            return found
+        panel = load_panel(lake, name, settings.cache, job.look_back, job.horizon)
+    work.clear(settings, name, job.stage, but=plan.mark)
     steps = [k for p in rule.published for k in p.scores if isinstance(k, int)] if rule.at == "step" else []
     horizons = sorted({s for s in steps if s <= job.horizon}) or [job.horizon]
     rows = []
@@ -100,16 +111,14 @@ def measure(name: str, job: Job, lake: Lake, settings: Settings, budget: str, de
         tags = {"stage": "benchmark", "system": job.system.name, "seed": str(seed), "budget": budget}
         label = f"{job.system.name} {job.look_back} to {job.horizon} seed {seed}"
         with registry.run(settings, name, label, tags, plan.inputs["enriched"]):
-            work = settings.root / "work" / f"{name}-{job.stage}-{plan.mark}-{seed}"
-            if job.system.training:
-                work.mkdir(parents=True, exist_ok=True)
+            kept = work.folder(settings, name, job.stage, plan.mark, seed) if job.system.training else None
             result = fit(
                 job.system,
                 panel,
                 BUDGETS[budget],
                 seed=seed,
                 device=device,
-                work=work if job.system.training else None,
+                work=kept,
             )
             sums = score(
                 Forecaster(job.system.name, panel.problem, result.module, {}), panel, "test", job.system.needs
@@ -125,16 +134,9 @@ def measure(name: str, job: Job, lake: Lake, settings: Settings, budget: str, de
     facts = {"look_back": job.look_back, "horizon": job.horizon, "budget": budget, "licence": spec.licence}
     facts |= {"system": job.system.name, "seeds": table["seed"].n_unique(), "windows": rows[0]["windows"]}
     stage = lake.publish(name, job.stage, {"rows": table}, fingerprint=plan.mark, facts=facts, inputs=plan.inputs)
-    _sweep(settings, name, job, plan)
+    work.clear(settings, name, job.stage)
     log.info("%s %s: measured in %.0f s", name, job.stage, time.perf_counter() - began)
     return stage
-
-
-def _sweep(settings: Settings, name: str, job: Job, plan: Plan) -> None:
-    import shutil
-
-    for folder in (settings.root / "work").glob(f"{name}-{job.stage}-{plan.mark}-*"):
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def scores_of(rule: Benchmark, stage: Stage, lake: Lake) -> dict[Key, dict[str, tuple[float, float]]]:

@@ -49,7 +49,7 @@ def test_a_killed_training_goes_on_where_it_was(enriched: Lake, settings: Settin
                 break
     assert child.wait() == -signal.SIGKILL
     assert enriched.stage("synthetic", "trained_dlinear") is None
-    left = list((home / "work").glob("synthetic/dlinear/*/last.ckpt"))
+    left = list((home / "work").glob("synthetic/trained_dlinear/*/last.ckpt"))
     assert len(left) == 1
     outcome = experiment.train_system("synthetic", "dlinear", enriched, settings, progress=False)
     assert outcome.stage is not None
