@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from stfm_pipeline.alone import alone
 from stfm_pipeline.errors import StfmError
 from stfm_pipeline.settings import Settings, project_root
 
@@ -21,6 +23,14 @@ telemetry:
   enabled: false
 nux:
   enabled: false
+"""
+# The first look at each store creates it.
+OPEN_INSTANCE = """\
+from dagster import DagsterInstance
+with DagsterInstance.get() as instance:
+    instance.get_runs(limit=1)
+    instance.get_dynamic_partitions("dataset")
+    instance.all_instigator_state()
 """
 
 
@@ -45,10 +55,8 @@ def require_root() -> Path:
 def environment(settings: Settings, root: Path) -> dict[str, str]:
     """The children's environment: one STFM_HOME, one DAGSTER_HOME, one tracking store."""
     home = settings.dagster_home
-    home.mkdir(parents=True, exist_ok=True)
-    config = home / "dagster.yaml"
-    if not config.exists():
-        config.write_text(DAGSTER_YAML)
+    if not (home / "dagster.yaml").exists():
+        _make_instance(home)
     return {
         **os.environ,
         "STFM_HOME": str(settings.root),
@@ -57,6 +65,31 @@ def environment(settings: Settings, root: Path) -> dict[str, str]:
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "PYTHONPATH": os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
+
+
+def _make_instance(home: Path) -> None:
+    """Dagster's folder with its databases, whole or not at all: two that created them at once would both fail."""
+    with alone(home.with_name(f".{home.name}.lock"), "creating Dagster's databases"):
+        if (home / "dagster.yaml").exists():
+            return
+        scratch = home.with_name(f".{home.name}.part")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        (scratch / "dagster.yaml").write_text(DAGSTER_YAML)
+        made = subprocess.run(
+            [sys.executable, "-c", OPEN_INSTANCE],
+            env={**os.environ, "DAGSTER_HOME": str(scratch)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if made.returncode:
+            raise StfmError("Dagster's databases cannot be created", found=made.stderr.strip().splitlines()[-1])
+        home.mkdir(exist_ok=True)
+        for part in (*(p for p in scratch.iterdir() if p.name != "dagster.yaml"), scratch / "dagster.yaml"):
+            if not (home / part.name).exists():
+                part.rename(home / part.name)
+        shutil.rmtree(scratch)
 
 
 def materialize(dataset: str, assets: Sequence[str], compute: dict[str, str], settings: Settings) -> None:

@@ -179,3 +179,16 @@ def test_the_sensor_keeps_partitions_in_step_and_the_schedule_asks_for_what_has_
     schedule = defs.resolve_schedule_def("weekly_retraining")
     context = dg.build_schedule_context(instance=instance)
     assert list(schedule.evaluate_tick(context).run_requests or []) == []
+
+
+def test_two_first_runs_at_once_on_a_new_home_both_end_well(home: Path) -> None:
+    (home / "datasets").mkdir(parents=True)
+    (home / "datasets" / "mine.yaml").write_text(MINE)
+    rows = [f"a,2024-01-{1 + h // 24:02d}T{h % 24:02d}:00:00Z,{h % 24}" for h in range(480)]
+    (home / "datasets" / "mine.csv").write_text("unique_id,ds,y\n" + "\n".join(rows) + "\n")
+    command = [sys.executable, "-m", "stfm_pipeline", "run", "mine", "--until", "harmonized"]
+    both = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    ends = [(process.communicate(timeout=300)[1], process.returncode) for process in both]
+    assert [code for _, code in ends] == [0, 0], "\n".join(error for error, _ in ends)
+    assert len(Lake(Settings().lake_uri).history("mine", "harmonized")) == 1
+    assert not list(home.glob(".dagster.part"))
