@@ -136,6 +136,7 @@ def test_a_model_that_mlflow_could_not_take_is_not_trained_again(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_killed_at_any_point_the_next_run_completes(tmp_path: Path, undisturbed: dict[str, str]) -> None:
     code, out, error = end(start(tmp_path / "whole", "none", "1"))
     assert code == 0, error
