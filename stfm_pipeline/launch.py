@@ -24,14 +24,6 @@ telemetry:
 nux:
   enabled: false
 """
-# The first look at each store creates it.
-OPEN_INSTANCE = """\
-from dagster import DagsterInstance
-with DagsterInstance.get() as instance:
-    instance.get_runs(limit=1)
-    instance.get_dynamic_partitions("dataset")
-    instance.all_instigator_state()
-"""
 
 
 def require_root() -> Path:
@@ -77,7 +69,7 @@ def _make_instance(home: Path) -> None:
         scratch.mkdir()
         (scratch / "dagster.yaml").write_text(DAGSTER_YAML)
         made = subprocess.run(
-            [sys.executable, "-c", OPEN_INSTANCE],
+            [sys.executable, "-m", "dagster", "instance", "migrate"],
             env={**os.environ, "DAGSTER_HOME": str(scratch)},
             capture_output=True,
             text=True,
