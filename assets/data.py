@@ -7,7 +7,8 @@ import dagster as dg
 from assets.common import DATASETS, events, relay_logs, table_metadata
 from resources import LakeResource, TrackingResource
 from stfm_pipeline.fingerprint import code_version
-from stfm_pipeline.road import STEPS, Step, materialize
+from stfm_pipeline.road import materialize
+from stfm_pipeline.steps import STEPS, Step
 
 CHECKS: dict[str, dict[str, str]] = {
     "raw": {"canonical_contract": "Types, keys, zones and coordinates are right."},

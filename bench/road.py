@@ -66,8 +66,9 @@ def write(folder: Path, steps: int, sensors: int, step: str, form: str) -> None:
 def child(home: str) -> None:
     """The whole data road of the dataset in `home`."""
     from stfm_pipeline.lake import Lake
-    from stfm_pipeline.road import STEPS, materialize
+    from stfm_pipeline.road import materialize
     from stfm_pipeline.settings import Settings
+    from stfm_pipeline.steps import STEPS
 
     settings = Settings(home=Path(home))
     lake = Lake(settings.lake_uri)

@@ -7,20 +7,21 @@ the previous stage whole.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import polars as pl
 
+from stfm_pipeline.digest import Blocks, data_version
 from stfm_pipeline.errors import StfmError, UsageError
 from stfm_pipeline.points import reached
+from stfm_pipeline.stage import NEVER, Tail
 
 if TYPE_CHECKING:
     import duckdb
@@ -29,14 +30,20 @@ MANIFEST = "manifest"
 ROW = "_row"
 # Groups of rows are read side by side, and passed over where they are not asked for.
 CELLS_OF_A_GROUP = 1 << 22
-FILES_OF_A_MANIFEST = 32
+FILES_OF_A_TABLE = 32
 # Schemas and catalogs that DuckDB keeps for itself.
 _TAKEN = {"information_schema", "memory", "pg_catalog", "system", "temp"}
 
 
+Tables = Mapping[str, pl.DataFrame | Tail]
+
+
 @dataclass(frozen=True)
 class Stage:
-    """One published state of a stage: which version of which table, what it was made from, and its facts."""
+    """One published state of a stage: which version of which table, what it was made from, and its facts.
+
+    `blocks` are the tables' digests. With `since`, rows before that time are as in the version before, in every table.
+    """
 
     dataset: str
     name: str
@@ -46,6 +53,8 @@ class Stage:
     facts: dict[str, Any]
     inputs: dict[str, str]
     published_at: str
+    blocks: dict[str, Blocks]
+    since: datetime | None
     version: int
 
 
@@ -71,68 +80,124 @@ class Lake:
         self,
         dataset: str,
         stage: str,
-        tables: dict[str, pl.DataFrame],
+        tables: Tables,
         *,
         fingerprint: str,
         facts: dict[str, Any],
         inputs: dict[str, str],
+        since: datetime | None = None,
     ) -> Stage:
-        """Write every table, then commit the manifest row that makes them the current state of the stage."""
+        """Write every table, then commit the manifest row that makes them the current state of the stage.
+
+        With `since`, the first time at which anything differs, tables that are not given stay as they are, and of a
+        `Tail` only its own rows are written.
+        """
+        before = self.stage(dataset, stage)
+        kept = before if since is not None else None
         with ThreadPoolExecutor(1) as beside:
-            content = beside.submit(data_version, tables, facts)
-            versions = {name: self._write(self._path(dataset, stage, name), frame) for name, frame in tables.items()}
+            blocks = beside.submit(lambda: {n: self._blocks(before, n, t) for n, t in tables.items()})
+            versions = {name: self._put(before, dataset, stage, name, table) for name, table in tables.items()}
+        digests = {**(kept.blocks if kept else {}), **blocks.result()}
+        versions = {**(kept.tables if kept else {}), **versions}
         row = {
             "fingerprint": fingerprint,
-            "data_version": content.result(),
+            "data_version": data_version(digests, facts),
             "tables": json.dumps(versions),
             "facts": json.dumps(facts, default=str),
             "inputs": json.dumps(inputs),
             "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "blocks": json.dumps({n: b.to_json() for n, b in digests.items()}),
+            "since": since.isoformat() if since is not None else None,
         }
-        earlier = len(self.history(dataset, stage))
-        self._write(self._path(dataset, stage, MANIFEST), pl.DataFrame([row]), mode="append", first_row=earlier)
+        frame = pl.DataFrame([row], schema_overrides={"since": pl.String})
+        path = self._path(dataset, stage, MANIFEST)
+        self._write(path, frame, mode="append", first_row=self._table(path).count() if before is not None else 0)
         published = self.stage(dataset, stage)
         assert published is not None
         return published
 
-    def _write(self, path: str, frame: pl.DataFrame, mode: Any = "overwrite", first_row: int = 0) -> int:
+    def _blocks(self, before: Stage | None, name: str, table: pl.DataFrame | Tail) -> Blocks:
+        if isinstance(table, pl.DataFrame):
+            return Blocks.of(table)
+        assert before is not None, "a tail continues a version"
+        known = before.blocks[name]
+        start = known.start(table.first)
+        head = self.read_rows(before, name, start, table.first)
+        rest = table.frame if head.is_empty() else pl.concat([head, table.frame])
+        return known.continued(start, rest)
+
+    def _put(self, before: Stage | None, dataset: str, stage: str, name: str, table: pl.DataFrame | Tail) -> int:
+        path = self._path(dataset, stage, name)
+        if isinstance(table, pl.DataFrame):
+            return self._write(path, table)
+        assert before is not None, "a tail continues a version"
+        rows = before.blocks[name].rows
+        if str(table.frame.schema) != before.blocks[name].schema:
+            raise StfmError(
+                f"rows of another form cannot continue '{name}' of {stage} of '{dataset}'",
+                expected=before.blocks[name].schema,
+                found=str(table.frame.schema),
+            )
+        current = self._table(path)
+        if current.version() != before.tables[name]:
+            # A writer was killed before its manifest row: what it left is not what is continued.
+            return self._write(path, pl.concat([self.read_rows(before, name, 0, table.first), table.frame]))
+        if len(current.file_uris()) > FILES_OF_A_TABLE:
+            current.optimize.compact()
+        where = None if table.first == rows else f"{ROW} >= {table.first}"
+        return self._write(path, table.frame, "overwrite" if where else "append", table.first, where)
+
+    def _write(
+        self, path: str, frame: pl.DataFrame, mode: Any = "overwrite", first_row: int = 0, where: str | None = None
+    ) -> int:
         from deltalake import DeltaTable, WriterProperties, write_deltalake
 
         longest = frame.select(pl.selectors.list().list.len().max()).rows()
         cells = frame.width + sum(n or 0 for row in longest for n in row)
         if "://" not in path:
             Path(path).mkdir(parents=True, exist_ok=True)
+        whole = mode == "overwrite" and where is None
         # Delta writes batches side by side and does not keep their order; every table here has one.
         write_deltalake(
             path,
             frame.with_row_index(ROW, offset=first_row).to_arrow(),
             mode=mode,
-            schema_mode="overwrite" if mode == "overwrite" else None,
+            predicate=where,
+            schema_mode="overwrite" if whole else "merge" if path.endswith(MANIFEST) else None,
             storage_options=self.options,
             # What a model was made from can be read for as long as the model is there, not for Delta's thirty days.
             configuration={"delta.enableExpiredLogCleanup": "false"},
             writer_properties=WriterProperties(max_row_group_size=max(1, CELLS_OF_A_GROUP // (cells + 1))),
         )
         version = DeltaTable(path, storage_options=self.options).version()
-        reached("table" if mode == "overwrite" else "stage")
+        reached("stage" if path.endswith(MANIFEST) else "table")
         return version
 
     def history(self, dataset: str, stage: str) -> list[Stage]:
         """Every published state of a stage, oldest first."""
         path = self._path(dataset, stage, MANIFEST)
-        if not self._exists(path):
-            return []
-        rows = self._load(path).to_dicts()
-        decode = ("tables", "facts", "inputs")
-        return [
-            Stage(dataset, stage, version=i + 1, **{k: json.loads(v) if k in decode else v for k, v in row.items()})
-            for i, row in enumerate(rows)
-        ]
+        return _stages(dataset, stage, self._load(path), 0) if self._exists(path) else []
 
     def stage(self, dataset: str, stage: str) -> Stage | None:
         """The current state of a stage, or None if it was never published."""
-        history = self.history(dataset, stage)
-        return history[-1] if history else None
+        path = self._path(dataset, stage, MANIFEST)
+        if not self._exists(path):
+            return None
+        table = self._table(path)
+        last = table.count() - 1
+        rows = pl.scan_delta(table, storage_options=self.options).filter(pl.col(ROW) == last).drop(ROW).collect()
+        return _stages(dataset, stage, rows, last)[0]
+
+    def changed_since(self, dataset: str, stage: str, version: str) -> datetime | None:
+        """The time before which the current state is as the one of data version `version`; None where none is known."""
+        found: datetime | None = None
+        for state in reversed(self.history(dataset, stage)):
+            if state.data_version == version:
+                return found or NEVER
+            if state.since is None:
+                return None
+            found = min(found or state.since, state.since)
+        return None
 
     def require(self, dataset: str, stage: str) -> Stage:
         found = self.stage(dataset, stage)
@@ -163,7 +228,7 @@ class Lake:
         for path in sorted(p.parent for p in root.glob("*/_delta_log")):
             table = self._table(str(path))
             if path.name == MANIFEST:
-                if len(table.file_uris()) > FILES_OF_A_MANIFEST and not dry_run:
+                if len(table.file_uris()) > FILES_OF_A_TABLE and not dry_run:
                     table.optimize.compact()
                 versions = [self._table(str(path)).version()]
             else:
@@ -194,6 +259,33 @@ class Lake:
                 expected="a current version, or one that a registered model names: `stfm clean --old` keeps those",
                 found=str(error).splitlines()[0],
             ) from error
+
+    def as_made_of(self, dataset: str, stage: str, version: str) -> Stage | None:
+        """The latest state of a stage with this data version."""
+        return next((s for s in reversed(self.history(dataset, stage)) if s.data_version == version), None)
+
+    def distinct(self, stage: Stage, table: str, column: str) -> list[Any]:
+        """The values of a column, sorted."""
+        source = self._table(self._path(stage.dataset, stage.name, table), stage.tables[table])
+        found = pl.scan_delta(source, storage_options=self.options).select(pl.col(column).unique().sort()).collect()
+        return found.to_series().to_list()
+
+    def read_rows(self, stage: Stage, table: str, start: int, stop: int | None = None) -> pl.DataFrame:
+        """Rows `start` to `stop` (exclusive) of a table; files that hold none of them are passed over."""
+        source = self._table(self._path(stage.dataset, stage.name, table), stage.tables[table])
+        wanted = pl.col(ROW) >= start if stop is None else (pl.col(ROW) >= start) & (pl.col(ROW) < stop)
+        frame = pl.scan_delta(source, storage_options=self.options).filter(wanted).collect()
+        return (frame if frame[ROW].is_sorted() else frame.sort(ROW)).drop(ROW)
+
+    def tail(self, stage: Stage, table: str, since: datetime) -> Tail | None:
+        """The rows of a table from `since` on, by its column `time`; None where they are not its last ones."""
+        source = self._table(self._path(stage.dataset, stage.name, table), stage.tables[table])
+        frame = pl.scan_delta(source, storage_options=self.options).filter(pl.col("time") >= since).collect().sort(ROW)
+        rows = stage.blocks[table].rows if table in stage.blocks else source.count()
+        first = rows - len(frame)
+        if len(frame) and cast(int, frame[ROW].min()) != first:
+            return None
+        return Tail(first, frame.drop(ROW))
 
     def rows(
         self, stage: Stage, table: str, columns: list[str], start: int, stop: int, at_once: int = 512
@@ -284,53 +376,12 @@ def _long_view(stage: Stage, schema: str) -> str | None:
     return f"select e.entity, time, {', '.join(columns)} from {tables} cross join {order} as e"
 
 
-def data_version(tables: dict[str, pl.DataFrame], facts: dict[str, Any]) -> str:
-    """Identity of the content: equal tables and facts give equal versions, on every machine."""
-    digest = hashlib.sha256()
-    for name in sorted(tables):
-        frame = tables[name]
-        digest.update(f"{name}{frame.schema}".encode())
-        for column in frame.iter_columns():
-            for part in _parts(column):
-                digest.update(part)
-    digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
-    return digest.hexdigest()[:16]
-
-
-VALUES_AT_ONCE = 1_000_000
-# Keeps the separator and the mark of a null apart from text that holds them.
-_ESCAPED = {0: "\x020", 1: "\x021", 2: "\x022"}
-
-
-def _parts(column: pl.Series) -> Iterator[Any]:
-    """The column as buffers, one after the other; large ones are handed over without a copy."""
-    if isinstance(column.dtype, pl.List):
-        yield column.list.len().to_numpy().tobytes()
-        yield from _parts(column.explode(empty_as_null=False))
-    elif isinstance(column.dtype, pl.Array):
-        yield from _parts(column.arr.to_list())
-    elif isinstance(column.dtype, pl.Struct):
-        yield column.is_not_null().to_numpy().tobytes() if column.null_count() else b""
-        for field in column.struct.unnest().iter_columns():
-            yield from _parts(field)
-    elif isinstance(column.dtype, pl.Categorical | pl.Enum | pl.Decimal):
-        yield from _parts(column.cast(pl.String))
-    elif column.dtype == pl.Binary:
-        yield from _parts(column.bin.encode("hex"))
-    elif column.dtype == pl.String:
-        if column.str.contains(r"[\x00-\x02]").any():
-            column = pl.Series(
-                [None if v is None else v.translate(_ESCAPED) for v in column.to_list()], dtype=pl.String
-            )
-        for i in range(0, max(len(column), 1), VALUES_AT_ONCE):
-            text = column.slice(i, VALUES_AT_ONCE).fill_null("\x01").str.join("\x00")
-            yield ("\x00" if i else "").encode() + (text[0] or "").encode()
-    else:
-        physical = column.to_physical()
-        if physical.null_count():
-            for i in range(0, len(physical), VALUES_AT_ONCE):
-                part = physical.slice(i, VALUES_AT_ONCE)
-                yield part.is_not_null().to_numpy().tobytes()
-                yield np.ascontiguousarray(part.fill_null(0).to_numpy()).view(np.uint8).data
-        else:
-            yield np.ascontiguousarray(physical.to_numpy()).view(np.uint8).data
+def _stages(dataset: str, stage: str, rows: pl.DataFrame, first: int) -> list[Stage]:
+    found = []
+    for i, row in enumerate(rows.to_dicts(), start=first + 1):
+        decoded = {k: json.loads(row[k]) for k in ("tables", "facts", "inputs")}
+        blocks = {n: Blocks.from_json(b) for n, b in json.loads(row.get("blocks") or "{}").items()}
+        since = datetime.fromisoformat(row["since"]) if row.get("since") else None
+        plain = {k: row[k] for k in ("fingerprint", "data_version", "published_at")}
+        found.append(Stage(dataset, stage, **plain, **decoded, blocks=blocks, since=since, version=i))
+    return found

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-# A table's commit; the row that makes tables the current stage; a model with its lineage in MLflow; its registered
-# version; the alias that serves it.
-POINTS = ("table", "stage", "artifact", "register", "alias")
+# A landed file taken, or set aside; a table's commit; the row that makes tables the current stage; a model with its
+# lineage in MLflow; its registered version; the alias that serves it.
+POINTS = ("landed", "aside", "table", "stage", "artifact", "register", "alias")
 hooks: list[Callable[[str], None]] = []
 
 

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import polars as pl
 
 from stfm_pipeline.tables import Check
+
+NEVER = datetime.max.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Tail:
+    """A table that is as in the version before up to row `first`, and then `frame`."""
+
+    first: int
+    frame: pl.DataFrame
+
+    @property
+    def rows(self) -> int:
+        return self.first + len(self.frame)
 
 
 @dataclass(frozen=True)
@@ -17,6 +32,20 @@ class Result:
     tables: dict[str, pl.DataFrame]
     facts: dict[str, Any]
     checks: list[Check] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        return all(c.passed for c in self.checks)
+
+
+@dataclass(frozen=True)
+class Extension:
+    """What new rows make of a published stage: tables not named stay as they are; `since` is the first time changed."""
+
+    tables: dict[str, pl.DataFrame | Tail]
+    facts: dict[str, Any]
+    checks: list[Check]
+    since: datetime
 
     @property
     def passed(self) -> bool:

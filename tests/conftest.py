@@ -25,8 +25,9 @@ from fixtures.synthetic import make_dataset
 from stfm_pipeline.datasets import catalog
 from stfm_pipeline.datasets.spec import Dataset
 from stfm_pipeline.lake import Lake
-from stfm_pipeline.road import STEPS, materialize
+from stfm_pipeline.road import materialize
 from stfm_pipeline.settings import Settings
+from stfm_pipeline.steps import STEPS
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from stfm_pipeline.digest import data_version
 from stfm_pipeline.errors import StfmError, UsageError
-from stfm_pipeline.lake import Lake, data_version
+from stfm_pipeline.lake import Lake
 from stfm_pipeline.tables import Signal
 
 

@@ -17,6 +17,7 @@ from stfm_pipeline.datasets.spec import Dataset, Embed, Facts, Split
 from stfm_pipeline.errors import ContractError, StfmError, UsageError
 from stfm_pipeline.lake import Lake
 from stfm_pipeline.settings import Settings
+from stfm_pipeline.steps import STEPS
 
 PACKAGE = Path(stfm_pipeline.__file__).parent
 
@@ -87,7 +88,7 @@ def test_an_edited_constant_runs_its_stage_and_what_is_below_and_nothing_above(
 def test_a_stage_is_made_from_all_the_code_it_imports(name: str) -> None:
     """Otherwise an edit leaves a stage as it was although it would come out differently."""
     beside = {"stfm_pipeline.errors", "stfm_pipeline.datasets.spec"}
-    own = road.STEPS[name].modules
+    own = STEPS[name].modules
     todo = [m for m in own if (PACKAGE.parent / m.replace(".", "/")).is_dir()]
     seen: set[str] = set()
     while todo:

@@ -14,8 +14,9 @@ from stfm_pipeline.cli import app
 from stfm_pipeline.datasets.spec import Dataset
 from stfm_pipeline.errors import StfmError
 from stfm_pipeline.lake import Lake, Stage
-from stfm_pipeline.road import STEPS, materialize
+from stfm_pipeline.road import materialize
 from stfm_pipeline.settings import Settings
+from stfm_pipeline.steps import STEPS
 
 
 def down_the_road(lake: Lake, settings: Settings) -> None:

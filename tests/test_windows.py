@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from stfm_pipeline.datasets.spec import Dataset, Embed
 from stfm_pipeline.errors import StfmError
 from stfm_pipeline.lake import Lake
-from stfm_pipeline.road import STEPS, materialize
+from stfm_pipeline.road import materialize
 from stfm_pipeline.settings import Settings
+from stfm_pipeline.steps import STEPS
 from stfm_pipeline.tables import Signal
 from stfm_pipeline.windows import Arrays, Panel, Problem, code_categories, load_panel
 

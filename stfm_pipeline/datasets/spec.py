@@ -266,7 +266,8 @@ class DatasetSpec(Model):
     """Everything about a dataset that is not code. `zone` is the civil zone of entities that name none.
 
     `tables` says how each raw table is read; a dataset with a `read` function of its own has none. Without `seasons`,
-    a day and a week are the candidates.
+    a day and a week are the candidates. With `end`, the archive counts only for what was known by then: what follows
+    lands (docs/new-data.md), and the clock ends with it.
     """
 
     name: Annotated[str, AfterValidator(check_name)]
@@ -277,6 +278,7 @@ class DatasetSpec(Model):
     description: str = ""
     sources: tuple[Source, ...] = ()
     tables: dict[TableName, Table] = Field(default={})
+    end: Edge | None = None
     channels: tuple[Channel, ...] = Field(min_length=1)
     zone: Zone
     country: str | None = None
@@ -329,13 +331,22 @@ class DatasetSpec(Model):
 
 RawTables = dict[str, pl.DataFrame]
 Reader = Callable[[dict[str, Path]], RawTables]
+# The archive's files, what has landed by member, the time up to which the archive counts, and that from which rows
+# are wanted.
+Reviser = Callable[[dict[str, Path], dict[str, list[Path]], datetime | None, datetime | None], RawTables]
 
 
 class Dataset(Model):
-    """A spec with the function that turns its files into canonical raw tables (see `stfm_pipeline.tables`)."""
+    """A spec with the function that turns its files into canonical raw tables (see `stfm_pipeline.tables`).
+
+    Where a cell is made from several of the source's rows, `revise` makes the tables from the archive and what has
+    landed of the members in `grows`: whole, or complete from the given time on.
+    """
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
     spec: DatasetSpec
     read: Reader
     module: str
+    revise: Reviser | None = None
+    grows: tuple[str, ...] = ()

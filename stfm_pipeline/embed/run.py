@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from stfm_pipeline.datasets.spec import DatasetSpec
 from stfm_pipeline.embed import frequency, spatial, temporal
 from stfm_pipeline.harmonize.split import parts_of
-from stfm_pipeline.stage import Result
-from stfm_pipeline.tables import Check, Signal
+from stfm_pipeline.stage import NEVER, Extension, Result, Tail
+from stfm_pipeline.tables import Check, Signal, step_us
 
 
 def embed(spec: DatasetSpec, tables: dict[str, pl.DataFrame]) -> Result:
@@ -66,3 +67,16 @@ def embed(spec: DatasetSpec, tables: dict[str, pl.DataFrame]) -> Result:
         facts,
         checks,
     )
+
+
+def extend(spec: DatasetSpec, facts: dict[str, Any], clock: NDArray[np.datetime64]) -> Extension:
+    """What an embedded stage with `facts` becomes when the clock is a longer one: the calendar of its new steps."""
+    zones, kept = facts["zones"], facts["steps"]
+    times = clock[kept:]
+    new = facts | {"steps": len(clock)}
+    if not len(times):
+        return Extension({}, new, [], NEVER)
+    calendar = temporal.calendar(times, zones, step_us(spec.harmonize.step), spec.country)
+    whole = len(calendar) == len(times) * len(zones)
+    check = Check("calendar_is_complete", whole, "every new step in every zone", {})
+    return Extension({"calendar": Tail(kept * len(zones), calendar)}, new, [check], calendar["time"][0])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from stfm_pipeline.datasets.spec import DatasetSpec
+from stfm_pipeline.datasets.spec import Channel, DatasetSpec, Harmonize
 from stfm_pipeline.errors import ContractError
 from stfm_pipeline.harmonize import scaler, split
-from stfm_pipeline.harmonize.gather import gather
+from stfm_pipeline.harmonize.gather import Gathered, gather
 from stfm_pipeline.harmonize.mask import mask_outliers
 from stfm_pipeline.stage import Result
 from stfm_pipeline.tables import (
@@ -28,6 +30,8 @@ from stfm_pipeline.tables import (
     validate,
     validate_dense,
 )
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def check_raw(spec: DatasetSpec, raw: dict[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
@@ -84,18 +88,14 @@ def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFr
     empty.
     """
     tables = check_raw(spec, raw)
-    rule = spec.harmonize
+    rule = rule_now(spec, tables["observations"]["time"].max())
     entities = tables["entities"].with_columns(zone=pl.col("zone").fill_null(spec.zone)).with_row_index("index")
     # Delta has no unsigned numbers: what is read is then exactly what was published.
     entities = entities.cast({"index": pl.Int32})
     names = entities["entity"].to_list()
     found = gather(tables.pop("observations"), names, spec.channels, rule)
+    fill_absent(found, spec.channels)
     times, values, observed, masked = found.times, found.values, found.observed, found.masked
-    # A row that says nothing about a channel leaves it unobserved; a step without any row holds its `absent` value.
-    for k, channel in enumerate(spec.channels):
-        if channel.absent is not None:
-            values[..., k][~found.seen] = channel.absent
-            observed[..., k] |= ~found.seen
     for k, channel in enumerate(spec.channels):
         if not observed[..., k].any():
             raise ContractError(
@@ -141,6 +141,26 @@ def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFr
     return result
 
 
+def rule_now(spec: DatasetSpec, last: Any) -> Harmonize:
+    """How the signal is made regular now: a dataset that stops early has a clock up to there, or to what has landed."""
+    rule = spec.harmonize
+    if spec.end is None or last is None:
+        return rule
+    step = step_us(rule.step)
+    moments = [spec.end, last + timedelta(microseconds=step)]
+    ends = [m - timedelta(microseconds=(m - EPOCH) // timedelta(microseconds=1) % step) for m in moments]
+    end = max(ends) if rule.end is None else min(rule.end, max(ends))
+    return rule.model_copy(update={"end": end})
+
+
+def fill_absent(found: Gathered, channels: Sequence[Channel]) -> None:
+    """In place: a step without a row holds a channel's `absent` value; a row that says nothing leaves it unobserved."""
+    for k, channel in enumerate(channels):
+        if channel.absent is not None:
+            found.values[..., k][~found.seen] = channel.absent
+            found.observed[..., k] |= ~found.seen
+
+
 def training_edges(edges: pl.DataFrame | None, table: pl.DataFrame) -> pl.DataFrame:
     """Edges counted from evidence inside the training part; undated edges always count."""
     if edges is None:
@@ -164,9 +184,9 @@ def contract(spec: DatasetSpec, signal: Signal, result: Result, parts: split.Par
         spec.harmonize.scale_per,
     )
     gaps = np.diff(signal.times.astype(np.int64))
-    facts = {
-        k: (v, result.facts[k]) for k, v in spec.facts.model_dump().items() if v is not None and v != result.facts[k]
-    }
+    # A dataset that stops early, or has gone on since, is not as long as its documentation says.
+    promised = spec.facts.model_dump(exclude=set() if spec.end is None else {"steps"})
+    facts = {k: (v, result.facts[k]) for k, v in promised.items() if v is not None and v != result.facts[k]}
     order = [parts[p].start for p in ("train", "val", "test")]
     return [
         Check(

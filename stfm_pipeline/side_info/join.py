@@ -18,9 +18,19 @@ Times = NDArray[np.datetime64]
 
 
 def join_side_table(
-    table: pl.DataFrame, rule: Join, times: Times, entities: list[str], adjacency: Any
+    table: pl.DataFrame,
+    rule: Join,
+    times: Times,
+    entities: list[str],
+    adjacency: Any,
+    step: int,
+    stations: list[str] | None = None,
 ) -> tuple[Values, Mask]:
-    """Side values (t, n, k) and mask. For `past`, row t holds only what was known at the end of step t."""
+    """Side values (t, n, k) and mask. For `past`, row t holds only what was known at the end of step t.
+
+    `step` is the clock's in microseconds. `stations` are all that the side table ever names, where these are some of
+    its rows: then nothing is said about columns without a value.
+    """
     missing = [c for c in ("entity", "time", *rule.columns) if c not in table.columns]
     if missing:
         raise ContractError(
@@ -40,15 +50,16 @@ def join_side_table(
             fix="mend them, or leave them out of the join",
         )
     table = table.with_columns(pl.col("time").dt.convert_time_zone("UTC"))
-    stations = table["entity"].unique().sort().to_list()
-    places = entities if rule.via == "entity" else stations
+    whole = stations is None
+    places = entities if rule.via == "entity" else stations or table["entity"].unique().sort().to_list()
     if rule.availability == "past":
-        values, observed = as_of(table, rule, times, places)
+        values, observed = as_of(table, rule, times, places, step)
     else:
         values, observed = scatter(table, times, places, rule.columns)
         if rule.absent is not None:
             # Afterwards every cell holds a value, also where no row fits.
-            require_values(table, rule, observed, times, entities)
+            if whole:
+                require_values(table, rule, observed, times, entities)
             values[~observed] = rule.absent
             observed[:] = True
     return along_edges(values, observed, places, entities, adjacency) if rule.via == "edges" else (values, observed)
@@ -70,9 +81,8 @@ def require_values(table: pl.DataFrame, rule: Join, observed: Mask, times: Times
         )
 
 
-def as_of(table: pl.DataFrame, rule: Join, times: Times, places: list[str]) -> tuple[Values, Mask]:
+def as_of(table: pl.DataFrame, rule: Join, times: Times, places: list[str], step: int) -> tuple[Values, Mask]:
     """The latest row known when a step ends, at most `tolerance` old; each column looks back on its own."""
-    step = int((times[1] - times[0]).astype(np.int64))
     lag = step_us(rule.lag, zero=True)
     tolerance = step_us(rule.tolerance or "0h", zero=True)
     t, n = len(times), len(places)

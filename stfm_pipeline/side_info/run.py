@@ -33,7 +33,7 @@ def enrich(spec: DatasetSpec, raw: dict[str, pl.DataFrame], tables: dict[str, pl
             joins = [j for j in spec.joins if j.availability == side]
             if not joins:
                 continue
-            found = [join_side_table(raw[j.table], j, signal.times, names, adjacency) for j in joins]
+            found = [join_side_table(raw[j.table], j, signal.times, names, adjacency, signal.step_us) for j in joins]
             for join, (_, observed) in zip(joins, found, strict=True):
                 require_values(raw[join.table], join, observed, signal.times, names)
             columns = [c for j in joins for c in j.columns]
@@ -49,8 +49,8 @@ def enrich(spec: DatasetSpec, raw: dict[str, pl.DataFrame], tables: dict[str, pl
             dense[side] = columns
             shares |= {c: float(block.observed[..., k].mean()) for k, c in enumerate(columns)}
             for join, (values, observed) in zip(joins, found, strict=True):
-                if side == "past" and not _past_half_holds(
-                    join, raw[join.table], signal, names, adjacency, values, observed
+                if side == "past" and not past_half_holds(
+                    join, raw[join.table], signal.times, names, adjacency, signal.step_us, None, values, observed
                 ):
                     leaks[join.table] = "rows after a step change what the step shows"
     texts = entities.select("entity", text=pl.col("text").fill_null(pl.format("Entity {}.", "entity")))
@@ -72,18 +72,23 @@ def enrich(spec: DatasetSpec, raw: dict[str, pl.DataFrame], tables: dict[str, pl
     return Result({**out, "text": texts}, facts, checks)
 
 
-def _past_half_holds(
+def past_half_holds(
     rule: Join,
     table: pl.DataFrame,
-    signal: Signal,
+    times: NDArray[np.datetime64],
     names: list[str],
     adjacency: Any,
+    step: int,
+    stations: list[str] | None,
     values: NDArray[np.float32],
     observed: NDArray[np.bool_],
 ) -> bool:
-    half = len(signal.times) // 2
-    cut = pl.lit(signal.times[half].astype(np.int64)).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    """Whether the first half comes out the same when only what was known by its end is joined."""
+    half = len(times) // 2
+    if not half:
+        return True
+    cut = pl.lit(times[half].astype(np.int64)).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
     # Later values are blanked and not cut off: which stations there are is known throughout.
     by_then = [pl.when(pl.col("time").dt.convert_time_zone("UTC") < cut).then(c).alias(c) for c in rule.columns]
-    again, mask = join_side_table(table.with_columns(by_then), rule, signal.times[:half], names, adjacency)
+    again, mask = join_side_table(table.with_columns(by_then), rule, times[:half], names, adjacency, step, stations)
     return np.array_equal(again, values[:half]) and np.array_equal(mask, observed[:half])

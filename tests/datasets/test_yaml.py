@@ -16,8 +16,9 @@ from stfm_pipeline.datasets.formats.series import Long
 from stfm_pipeline.datasets.yaml_file import SpecError, load_yaml
 from stfm_pipeline.errors import ContractError, SourceError, UsageError
 from stfm_pipeline.lake import Lake
-from stfm_pipeline.road import STEPS, materialize, stale_stages
+from stfm_pipeline.road import materialize, stale_stages
 from stfm_pipeline.settings import Settings
+from stfm_pipeline.steps import STEPS
 
 GOOD = """\
 kind: graph

@@ -18,8 +18,9 @@ from fixtures.synthetic import make_dataset
 from stfm_pipeline import experiment, points
 from stfm_pipeline.datasets.catalog import register
 from stfm_pipeline.lake import Lake
-from stfm_pipeline.road import STEPS, materialize
+from stfm_pipeline.road import materialize
 from stfm_pipeline.settings import Settings
+from stfm_pipeline.steps import STEPS
 
 SYSTEMS = ("last-value", "dlinear")
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from stfm_pipeline import experiment, registry, train
-from stfm_pipeline.lake import Lake, data_version
+from stfm_pipeline.digest import data_version
+from stfm_pipeline.lake import Lake
 from stfm_pipeline.settings import Settings
 
 SCRIPT = Path(__file__).with_name("road.py")

@@ -29,8 +29,9 @@ from stfm_pipeline.pages.dataset import Page, dataset_page
 from stfm_pipeline.pages.dataset import values as values_module
 from stfm_pipeline.pages.dataset.loaded import stride
 from stfm_pipeline.pages.dataset.seasons import outstanding
-from stfm_pipeline.road import STEPS, materialize
+from stfm_pipeline.road import materialize
 from stfm_pipeline.settings import Settings
+from stfm_pipeline.steps import STEPS
 from stfm_pipeline.tables import dense_observations
 from stfm_pipeline.windows import load_panel
 

@@ -18,6 +18,7 @@ from stfm_pipeline.side_info.join import join_side_table
 from stfm_pipeline.side_info.run import enrich
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
+STEP = 3_600_000_000
 TIMES = (np.datetime64("2024-01-01T00") + np.arange(8)).astype("datetime64[us]")
 
 
@@ -33,7 +34,7 @@ def past(**changes: object) -> Join:
 
 
 def values(side: pl.DataFrame, rule: Join, entities: tuple[str, ...] = ("a",)) -> list[float | None]:
-    found, mask = join_side_table(side, rule, TIMES, list(entities), np.zeros((len(entities),) * 2))
+    found, mask = join_side_table(side, rule, TIMES, list(entities), np.zeros((len(entities),) * 2), STEP)
     return [float(v) if o else None for v, o in zip(found[:, 0, 0], mask[:, 0, 0], strict=True)]
 
 
@@ -55,14 +56,16 @@ def test_edges_carry_the_weighted_mean_and_a_station_keeps_its_own() -> None:
     side = pl.concat([table([0], [10.0], "a"), table([0], [40.0], "b")])
     adjacency = np.zeros((4, 4))
     adjacency[0, 2], adjacency[2, 1], adjacency[0, 1] = 1.0, 2.0, 5.0
-    found, mask = join_side_table(side, past(via="edges"), TIMES[:2], ["a", "b", "c", "far"], csr_array(adjacency))
+    found, mask = join_side_table(
+        side, past(via="edges"), TIMES[:2], ["a", "b", "c", "far"], csr_array(adjacency), STEP
+    )
     assert found[0, :, 0].tolist() == pytest.approx([10, 40, 30, 0])
     assert mask[0, :, 0].tolist() == [True, True, True, False]
 
 
 def test_a_missing_column_is_named() -> None:
     with pytest.raises(ContractError, match="lacks columns") as caught:
-        join_side_table(table([0], [1.0]), past(columns=("w",)), TIMES, ["a"], np.zeros((1, 1)))
+        join_side_table(table([0], [1.0]), past(columns=("w",)), TIMES, ["a"], np.zeros((1, 1)), STEP)
     assert caught.value.offenders == ["w"]
 
 
@@ -158,7 +161,7 @@ def test_side_times_are_instants_whatever_their_zone_and_naive_ones_are_refused(
 
 def test_an_entity_gets_its_own_value_and_no_other() -> None:
     side = pl.concat([table([0], [10.0], "a"), table([0], [99.0], "stranger")])
-    found, mask = join_side_table(side, past(), TIMES[:2], ["z", "a"], np.ones((2, 2)))
+    found, mask = join_side_table(side, past(), TIMES[:2], ["z", "a"], np.ones((2, 2)), STEP)
     assert found[0, :, 0].tolist() == [0, 10]
     assert mask[0, :, 0].tolist() == [False, True]
 
@@ -168,7 +171,7 @@ def test_along_edges_only_stations_with_a_value_share_the_weight() -> None:
     adjacency = np.zeros((3, 3))
     adjacency[2, 0], adjacency[2, 1] = 1.0, 3.0
     found, mask = join_side_table(
-        side, past(via="edges", tolerance="0h"), TIMES[:2], ["a", "b", "c"], csr_array(adjacency)
+        side, past(via="edges", tolerance="0h"), TIMES[:2], ["a", "b", "c"], csr_array(adjacency), STEP
     )
     assert found[:, 2, 0].tolist() == pytest.approx([(10 + 3 * 40) / 4, 20])
     assert mask[:, :, 0].tolist() == [[True, True, True], [True, False, True]]

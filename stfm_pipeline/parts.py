@@ -1,0 +1,79 @@
+"""What has landed of a source since its archive was made: files as they came, each put in place by one rename.
+
+landing/<source>/                     where files are dropped
+landing/<source>/aside/               files that were not taken, each with its reason beside it
+landing/<source>/accepted/000001/     the first file taken, with part.json beside it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from stfm_pipeline.settings import Settings
+from stfm_pipeline.sources import HttpSource, LocalSource, PypiSource
+
+ACCEPTED, ASIDE = "accepted", "aside"
+FACTS = "part.json"
+AnySource = PypiSource | HttpSource | LocalSource
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file that was taken: its place in the order of taking, the member it continues, and its bytes."""
+
+    number: int
+    member: str
+    name: str
+    sha256: str
+    taken_at: str
+    path: Path
+
+    def facts(self) -> dict[str, Any]:
+        return {k: v for k, v in asdict(self).items() if k != "path"}
+
+
+def name_of(source: AnySource) -> str:
+    """The source's folder in `landing/`: its package, or its file and a few letters of where that lies."""
+    if isinstance(source, PypiSource):
+        return source.package
+    name, place = (
+        (source.filename, source.url) if isinstance(source, HttpSource) else (source.key, str(source.path.absolute()))
+    )
+    return f"{Path(name).name}-{hashlib.sha256(place.encode()).hexdigest()[:6]}"
+
+
+def members(source: AnySource) -> tuple[str, ...]:
+    """The names that a source's files have for readers."""
+    if isinstance(source, PypiSource):
+        return tuple(source.members)
+    return (source.filename if isinstance(source, HttpSource) else source.key,)
+
+
+def folder(name: str, settings: Settings) -> Path:
+    """Where files of a source are dropped."""
+    return settings.landing / name
+
+
+def accepted(name: str, settings: Settings) -> list[Part]:
+    """The files taken so far, in the order of taking."""
+    found = []
+    for place in sorted((folder(name, settings) / ACCEPTED).glob("[0-9]*")):
+        facts = json.loads((place / FACTS).read_text())
+        found.append(Part(**facts, path=place / facts["name"]))
+    return found
+
+
+def landed(sources: Iterable[AnySource], settings: Settings) -> tuple[Part, ...]:
+    """Everything that has landed of a dataset's sources, in the order of taking."""
+    found = [part for name in dict.fromkeys(map(name_of, sources)) for part in accepted(name, settings)]
+    return tuple(sorted(found, key=lambda part: (part.taken_at, part.number)))
+
+
+def digest(parts: Iterable[Part]) -> str:
+    """Identity of what has landed, in its order."""
+    return hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest()[:16]

@@ -1,0 +1,308 @@
+"""What each stage of the data road is made from, how it is computed, and how it goes on where there is more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from stfm_pipeline.datasets.spec import Dataset, DatasetSpec
+from stfm_pipeline.errors import ContractError
+from stfm_pipeline.lake import Lake, Stage
+from stfm_pipeline.parts import Part, landed
+from stfm_pipeline.settings import Settings
+from stfm_pipeline.sources import fetch, identity
+from stfm_pipeline.stage import NEVER, Extension, Result, Tail
+from stfm_pipeline.tables import Check, is_dense
+
+GROUND = ("stfm_pipeline.tables", "stfm_pipeline.stage")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of the road: what it reads, which code and which part of the spec it is made from."""
+
+    name: str
+    survey: str
+    description: str
+    inputs: tuple[str, ...]
+    modules: tuple[str, ...]
+    config: Callable[[DatasetSpec], Any]
+    compute: Callable[[Dataset, Lake, Settings], Result]
+    # What new rows make of a published state, given the time from which inputs differ; None where that is everything.
+    extend: Callable[[Dataset, Lake, Settings, Stage, datetime], Extension | None]
+
+
+def _raw(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
+    from stfm_pipeline.datasets.landed import raw_tables
+
+    spec = dataset.spec
+    parts = landed(spec.sources, settings)
+    tables = raw_tables(dataset, fetched(spec, settings), parts, spec.end)
+    check = raw_contract(spec, tables)
+    if not check.passed:
+        return Result({}, {}, [check])
+    observations = tables["observations"]
+    facts = {
+        "licence": spec.licence,
+        "rows": {name: len(frame) for name, frame in tables.items()},
+        "start": str(observations["time"].min()),
+        "end": str(observations["time"].max()),
+        "sources": [identity(s, settings) for s in spec.sources],
+        "landed": [part.facts() for part in parts],
+    }
+    if is_dense(observations):
+        facts["dense_observations"] = [c for c in observations.columns if c != "time"]
+    return Result(tables, facts, [check])
+
+
+def fetched(spec: DatasetSpec, settings: Settings) -> dict[str, Path]:
+    """The files of a dataset's archives by name."""
+    files: dict[str, Path] = {}
+    for source in spec.sources:
+        files |= fetch(source, settings)
+    return files
+
+
+def raw_contract(spec: DatasetSpec, tables: dict[str, pl.DataFrame]) -> Check:
+    """Whether raw tables keep their contracts."""
+    from stfm_pipeline.harmonize.run import check_raw
+
+    promise = "types, keys, zones and coordinates are right"
+    try:
+        check_raw(spec, tables)
+    except ContractError as error:
+        return Check("canonical_contract", False, promise, {"broken": str(error)})
+    return Check("canonical_contract", True, promise, {})
+
+
+def _more_raw(dataset: Dataset, lake: Lake, settings: Settings, old: Stage, _: datetime) -> Extension | None:
+    return _raw_with(dataset, landed(dataset.spec.sources, settings), lake, settings, old)
+
+
+def _raw_with(
+    dataset: Dataset, parts: tuple[Part, ...], lake: Lake, settings: Settings, old: Stage
+) -> Extension | None:
+    from stfm_pipeline.datasets.landed import extend
+
+    known = [part["sha256"] for part in old.facts["landed"]]
+    if known != [part.sha256 for part in parts[: len(known)]]:
+        return None
+    found = extend(dataset, fetched(dataset.spec, settings), parts, len(parts) - len(known), lake, old)
+    if found is None:
+        return None
+    tables, since = found
+    rows = old.facts["rows"] | {name: tail.rows for name, tail in tables.items()}
+    facts = old.facts | {"rows": rows, "landed": [part.facts() for part in parts]}
+    if "observations" in tables and len(tables["observations"].frame):
+        changed = tables["observations"]
+        first = old.facts["start"] if changed.first else str(changed.frame["time"].min())
+        facts |= {"start": first, "end": str(changed.frame["time"].max())}
+    held = {t: tables[t].frame if t in tables else lake.read_rows(old, t, b.rows) for t, b in old.blocks.items()}
+    if "entities" in held:
+        held["entities"] = lake.read(old, "entities")
+    return Extension({**tables}, facts, [raw_contract(dataset.spec, held)], since)
+
+
+def try_raw(dataset: Dataset, parts: tuple[Part, ...], lake: Lake, settings: Settings, old: Stage) -> None:
+    """Raise what would keep the raw tables with these parts, or a signal made from them, from being published."""
+    from stfm_pipeline.datasets.landed import raw_tables
+    from stfm_pipeline.harmonize import more
+    from stfm_pipeline.harmonize.run import harmonize
+
+    spec = dataset.spec
+    signal = lake.stage(spec.name, "harmonized")
+    raw = _raw_with(dataset, parts, lake, settings, old) if old.blocks else None
+    checks = raw.checks if raw is not None else []
+    result: Result | Extension | None = raw
+    if raw is not None and raw.passed and signal is not None and signal.inputs["raw"] == old.data_version:
+        first = more.first_new(signal.facts, raw.since, spec.harmonize.step)
+        before, change = lake.tail(old, "observations", first), raw.tables.get("observations")
+        if before is not None:
+            after = before.frame
+            if isinstance(change, Tail):
+                after = pl.concat([after[: change.first - before.first], change.frame])
+            names = lake.read(signal, "entities")["entity"].to_list()
+            frozen = lake.read(signal, "split")
+            result = more.extend(spec, signal.facts, names, frozen, before.frame, after, raw.since)
+    if raw is None or (signal is not None and result in (None, raw)):
+        tables = raw_tables(dataset, fetched(spec, settings), parts, spec.end)
+        checks = [raw_contract(spec, tables)]
+        if checks[0].passed:
+            result = harmonize(spec, tables, _frozen(dataset, lake))
+    for check in (*checks, *(result.checks if result is not None else ())):
+        if not check.passed:
+            raise ContractError(
+                f"with this file a promise would be broken: {check.description}",
+                found="; ".join(f"{k}: {v}" for k, v in check.details.items()) or None,
+            )
+
+
+def _split_rule(spec: DatasetSpec) -> dict[str, Any]:
+    rule = spec.split.model_dump(mode="json")
+    if rule["of"] == "windows":
+        rule["windows"] = spec.task.model_dump(mode="json", include={"look_back", "horizon"})
+    return rule
+
+
+def _frozen(dataset: Dataset, lake: Lake) -> pl.DataFrame | None:
+    """The split that was drawn before by the same shares."""
+    earlier, rule = lake.stage(dataset.spec.name, "harmonized"), _split_rule(dataset.spec)
+    drawn = earlier is not None and earlier.facts.get("split_rule") == rule and rule["counts"] is None
+    return lake.read(earlier, "split") if earlier is not None and drawn else None
+
+
+def _harmonized(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
+    from stfm_pipeline.harmonize.run import harmonize
+
+    result = harmonize(dataset.spec, _tables(lake, dataset.spec.name, "raw"), _frozen(dataset, lake))
+    return Result(result.tables, {**result.facts, "split_rule": _split_rule(dataset.spec)}, result.checks)
+
+
+def _more_harmonized(dataset: Dataset, lake: Lake, settings: Settings, old: Stage, since: datetime) -> Extension | None:
+    from stfm_pipeline.harmonize import more
+
+    now = lake.require(dataset.spec.name, "raw")
+    was = lake.as_made_of(dataset.spec.name, "raw", old.inputs["raw"])
+    first = more.first_new(old.facts, since, dataset.spec.harmonize.step)
+    before = None if was is None else lake.tail(was, "observations", first)
+    after = lake.tail(now, "observations", first)
+    if before is None or after is None:
+        return None
+    return more.extend(
+        dataset.spec,
+        old.facts,
+        lake.read(old, "entities")["entity"].to_list(),
+        lake.read(old, "split"),
+        before.frame,
+        after.frame,
+        since,
+    )
+
+
+def _embedded(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
+    from stfm_pipeline.embed.run import embed
+
+    return embed(dataset.spec, _tables(lake, dataset.spec.name, "harmonized"))
+
+
+def _more_embedded(dataset: Dataset, lake: Lake, settings: Settings, old: Stage, since: datetime) -> Extension | None:
+    from stfm_pipeline.embed.run import extend
+    from stfm_pipeline.harmonize import more
+
+    signal = lake.require(dataset.spec.name, "harmonized")
+    if more.touches_training(lake.read(signal, "split"), since):
+        return None
+    return extend(dataset.spec, old.facts, more.clock(*more.edges_of(signal.facts), dataset.spec.harmonize.step))
+
+
+def _enriched(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
+    from stfm_pipeline.side_info.run import enrich
+
+    name = dataset.spec.name
+    side = tuple(j.table for j in dataset.spec.joins)
+    # Without anything to join, the signal itself is not needed.
+    needed = None if side else ("entities",)
+    return enrich(dataset.spec, _tables(lake, name, "raw", side), _tables(lake, name, "harmonized", needed))
+
+
+def _more_enriched(dataset: Dataset, lake: Lake, settings: Settings, old: Stage, since: datetime) -> Extension | None:
+    from stfm_pipeline.harmonize import more
+    from stfm_pipeline.side_info.more import extend
+
+    spec = dataset.spec
+    raw, signal = (lake.require(spec.name, stage) for stage in ("raw", "harmonized"))
+    was = lake.as_made_of(spec.name, "harmonized", old.inputs["harmonized"])
+    if was is None or more.touches_training(lake.read(signal, "split"), since):
+        return None
+    if not spec.joins:
+        return Extension({}, old.facts, [], NEVER)
+    start, end = more.edges_of(signal.facts)
+    first = more.first_new(was.facts, since, spec.harmonize.step)
+    times = more.clock(first, end, spec.harmonize.step)
+    if not len(times):
+        return Extension({}, old.facts, [], NEVER)
+
+    def rows(table: str, moment: datetime) -> tuple[pl.DataFrame, list[str]] | None:
+        found = lake.tail(raw, table, moment)
+        return None if found is None else (found.frame, lake.distinct(raw, table, "entity"))
+
+    kept = len(more.clock(start, first, spec.harmonize.step))
+    replaced = {t: lake.read_rows(old, t, kept) for t in old.tables if t in ("past", "ahead")}
+    names = lake.read(signal, "entities")["entity"].to_list()
+    return extend(spec, old.facts, times, kept, names, lake.read(signal, "edges"), rows, replaced)
+
+
+def _tables(lake: Lake, dataset: str, stage: str, only: tuple[str, ...] | None = None) -> dict[str, pl.DataFrame]:
+    found = lake.require(dataset, stage)
+    return {t: lake.read(found, t) for t in found.tables if only is None or t in only}
+
+
+def _raw_config(spec: DatasetSpec) -> Any:
+    """A file at hand counts by its bytes, wherever it lies; how tables are read depends on the step."""
+    sources = [identity(s, Settings()) for s in spec.sources]
+    read = [spec.model_dump(mode="json")["tables"], spec.harmonize.step] if spec.tables else []
+    return [_pick("name", "channels", "zone", "licence", "end")(spec), sources, read]
+
+
+def _pick(*fields: str) -> Callable[[DatasetSpec], Any]:
+    return lambda spec: spec.model_dump(mode="json", include=set(fields))
+
+
+STEPS: dict[str, Step] = {
+    step.name: step
+    for step in (
+        Step(
+            "raw",
+            "raw_data",
+            "The source's own values, typed and in UTC. Nothing is repaired here.",
+            (),
+            (*GROUND, "stfm_pipeline.sources", "stfm_pipeline.datasets.landed"),
+            _raw_config,
+            _raw,
+            _more_raw,
+        ),
+        Step(
+            "harmonized",
+            "preprocessing",
+            "Regular in time, in data units, with a mask instead of holes; the split is frozen and scalers are fitted "
+            "on its training part.",
+            ("raw",),
+            (*GROUND, "stfm_pipeline.harmonize"),
+            _pick("channels", "zone", "harmonize", "split", "task", "facts", "end"),
+            _harmonized,
+            _more_harmonized,
+        ),
+        Step(
+            "embedded",
+            "embedding",
+            "Temporal, spatial and frequency embeddings, each computed once.",
+            ("harmonized",),
+            (*GROUND, "stfm_pipeline.embed", "stfm_pipeline.harmonize.split"),
+            _pick("embed", "country"),
+            _embedded,
+            _more_embedded,
+        ),
+        Step(
+            "enriched",
+            "side_info_integration",
+            "Side information joined as of the time it was known: weather, timetable, text.",
+            ("raw", "harmonized", "embedded"),
+            (
+                *GROUND,
+                "stfm_pipeline.side_info",
+                "stfm_pipeline.embed.spatial",
+                "stfm_pipeline.harmonize.clock",
+                "stfm_pipeline.harmonize.scaler",
+                "stfm_pipeline.harmonize.split",
+            ),
+            _pick("joins"),
+            _enriched,
+            _more_enriched,
+        ),
+    )
+}
