@@ -10,7 +10,7 @@ import dagster as dg
 
 def definitions(resources: dict[str, Any]) -> dg.Definitions:
     """All assets, jobs, schedules and sensors."""
-    from assets import data, evaluation, jobs, systems
+    from assets import data, evaluation, jobs, landing, systems
     from assets.common import console
 
     assets = [*data.assets, *systems.assets, *evaluation.assets]
@@ -19,7 +19,7 @@ def definitions(resources: dict[str, Any]) -> dg.Definitions:
         warnings.simplefilter("ignore", dg.BetaWarning)
         assets = dg.with_source_code_references(assets)
     return dg.Definitions(
-        assets=assets,
+        assets=[landing.landed, *assets],
         jobs=jobs.jobs,
         schedules=jobs.schedules,
         sensors=jobs.sensors,

@@ -27,7 +27,7 @@ def console(context: dg.InitLoggerContext) -> logging.Logger:
 class _Relay(logging.Handler):
     """Passes the library's log lines to the run's event log, so that the UI shows them."""
 
-    def __init__(self, context: dg.AssetExecutionContext) -> None:
+    def __init__(self, context: dg.AssetExecutionContext | dg.OpExecutionContext) -> None:
         super().__init__()
         self.context = context
 
@@ -81,7 +81,7 @@ def _indented(details: dict[str, Any]) -> str:
 class relay_logs:
     """Within the block, `stfm` log lines reach both the terminal and the run's event log."""
 
-    def __init__(self, context: dg.AssetExecutionContext) -> None:
+    def __init__(self, context: dg.AssetExecutionContext | dg.OpExecutionContext) -> None:
         self.handler = _Relay(context)
         self.log = logging.getLogger("stfm")
 

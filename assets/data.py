@@ -31,10 +31,21 @@ CHECKS: dict[str, dict[str, str]] = {
 }
 
 
+# A stage that was made once follows what it is made from; what never was made waits to be asked for.
+FOLLOWS = (
+    (dg.AutomationCondition.any_deps_updated()).since_last_handled()
+    & ~dg.AutomationCondition.missing()
+    & ~dg.AutomationCondition.any_deps_missing()
+    & ~dg.AutomationCondition.any_deps_in_progress()
+    & ~dg.AutomationCondition.in_progress()
+).with_label("follows what it is made from")
+
+
 def stage_asset(step: Step) -> dg.AssetsDefinition:
     @dg.asset(
         name=step.name,
-        deps=list(step.inputs),
+        deps=list(step.inputs) or ["landed"],
+        automation_condition=FOLLOWS,
         partitions_def=DATASETS,
         group_name=step.survey,
         description=step.description,

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from assets import landing
 from assets.common import DATASETS
 
 road = dg.define_asset_job(
@@ -44,6 +45,14 @@ def datasets_in_step(context: dg.SensorEvaluationContext) -> dg.SensorResult | d
     return dg.SensorResult(dynamic_partitions_requests=[DATASETS.build_add_request(missing)])
 
 
-jobs = [road]
+follow = dg.AutomationConditionSensorDefinition(
+    "follow",
+    target=dg.AssetSelection.assets("raw", "harmonized", "embedded", "enriched"),
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    minimum_interval_seconds=30,
+    description="Brings the tables of datasets that were made before up to date when something lands for them.",
+)
+
+jobs = [road, landing.take_in]
 schedules = [weekly_retraining]
-sensors = [datasets_in_step]
+sensors = [datasets_in_step, landing.landing, follow]

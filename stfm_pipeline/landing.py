@@ -32,6 +32,7 @@ from stfm_pipeline.parts import (
     AnySource,
     Part,
     accepted,
+    digest,
     folder,
     landed,
     members,
@@ -99,7 +100,7 @@ def put(dataset: str, files: list[Path], settings: Settings) -> list[Path]:
     if not spec.sources:
         raise UsageError(f"'{dataset}' has no source that files could land for")
     out = []
-    for path in files:
+    for order, path in enumerate(files):
         if not path.is_file():
             raise UsageError(f"no file at {path}")
         fits = [s for s in spec.sources if member_of(path.name, s) is not None]
@@ -114,7 +115,9 @@ def put(dataset: str, files: list[Path], settings: Settings) -> list[Path]:
         place.mkdir(parents=True, exist_ok=True)
         scratch = place / f".{path.name}.part"
         shutil.copy2(path, scratch)
-        os.utime(scratch)
+        # It is whole already, and nobody need wait for it.
+        stamp = time.time() - SETTLED + order / 1e3
+        os.utime(scratch, (stamp, stamp))
         out.append(scratch.replace(_free(place / path.name)))
     return out
 
@@ -134,6 +137,19 @@ def take_in(lake: Lake, settings: Settings, settled: float = SETTLED) -> list[Ta
     return [
         taken for name, files in waiting(settings, settled).items() for taken in _source(name, files, lake, settings)
     ]
+
+
+def behind(lake: Lake, settings: Settings) -> dict[str, str]:
+    """Datasets whose raw tables lack something that has landed, with the identity of what has."""
+    there = {place.parents[1].name for place in settings.landing.glob(f"*/{ACCEPTED}/[0-9]*")}
+    out = {}
+    for name, dataset in all_datasets().items() if there else ():
+        if there.isdisjoint(map(name_of, dataset.spec.sources)):
+            continue
+        raw, parts = lake.stage(name, "raw"), landed(dataset.spec.sources, settings)
+        if raw is not None and [p["sha256"] for p in raw.facts.get("landed", [])] != [p.sha256 for p in parts]:
+            out[name] = digest(parts)
+    return out
 
 
 def _source(name: str, files: list[Path], lake: Lake, settings: Settings) -> Iterator[Taken]:
@@ -163,8 +179,8 @@ def _source(name: str, files: list[Path], lake: Lake, settings: Settings) -> Ite
 
 def _take(name: str, path: Path, source: AnySource, datasets: list[Dataset], lake: Lake, settings: Settings) -> Part:
     before = accepted(name, settings)
-    digest = file_hash(path)
-    if (same := next((p for p in before if p.sha256 == digest), None)) is not None:
+    sha256 = file_hash(path)
+    if (same := next((p for p in before if p.sha256 == sha256), None)) is not None:
         if path.samefile(same.path):
             # It was taken, and its first name not yet removed.
             path.unlink()
@@ -178,7 +194,7 @@ def _take(name: str, path: Path, source: AnySource, datasets: list[Dataset], lak
             expected=f"a name that begins with one of: {', '.join(Path(m).stem for m in known)}",
         )
     taken_at = datetime.now(UTC).isoformat()
-    part = Part(len(before) + 1, member, path.name, digest, taken_at, path)
+    part = Part(len(before) + 1, member, path.name, sha256, taken_at, path)
     for dataset in datasets:
         try:
             with alone(settings.lock(dataset.spec.name, ROAD), f"working on the tables of {dataset.spec.name}"):
@@ -190,7 +206,7 @@ def _take(name: str, path: Path, source: AnySource, datasets: list[Dataset], lak
             raise SourceError(
                 f"{dataset.spec.name}: it cannot be read", found=f"{type(error).__name__}: {error}"
             ) from error
-    if file_hash(path) != digest:
+    if file_hash(path) != sha256:
         raise SourceError("it changed while it was read", fix="drop it again when it is written to its end")
     place = folder(name, settings) / ACCEPTED
     scratch = place / f".{part.number:06d}"

@@ -54,6 +54,7 @@ def _raw(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
         "end": str(observations["time"].max()),
         "sources": [identity(s, settings) for s in spec.sources],
         "landed": [part.facts() for part in parts],
+        "in_order": all(f["time"].is_sorted() for f in tables.values() if "time" in f.columns),
     }
     if is_dense(observations):
         facts["dense_observations"] = [c for c in observations.columns if c != "time"]
@@ -90,7 +91,7 @@ def _raw_with(
     from stfm_pipeline.datasets.landed import extend
 
     known = [part["sha256"] for part in old.facts["landed"]]
-    if known != [part.sha256 for part in parts[: len(known)]]:
+    if not old.facts["in_order"] or known != [part.sha256 for part in parts[: len(known)]]:
         return None
     found = extend(dataset, fetched(dataset.spec, settings), parts, len(parts) - len(known), lake, old)
     if found is None:

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -113,3 +114,11 @@ def joined(system: str) -> str:
     from stfm_pipeline.systems.catalog import built_in
 
     return own.install(Path(system), built_in())
+
+
+def moment(text: str) -> datetime:
+    """A date or time as ISO 8601 writes it."""
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError("not a date", expected="2013-12-16 or 2013-12-16T05:00:00Z", found=repr(text)) from None

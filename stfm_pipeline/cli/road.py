@@ -15,6 +15,7 @@ from stfm_pipeline.cli.base import (
     app,
     command,
     joined,
+    moment,
     one_of,
     open_lake,
 )
@@ -33,11 +34,15 @@ def run(
     until: Annotated[str, typer.Option(help=f"Stop after: {', '.join(STAGES)}.")] = "champion",
     budget: Annotated[str, typer.Option(help="quick, standard (three seeds) or full.")] = "quick",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    until_date: Annotated[
+        str | None,
+        typer.Option(help="From now on the archive counts up to this date, the rest lands; `none` takes that back."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Take datasets down the whole road: raw data to a registered champion. Unchanged stages are not run again."""
     from stfm_pipeline.console import emit, say
-    from stfm_pipeline.datasets.catalog import get_dataset
+    from stfm_pipeline.datasets.catalog import get_dataset, stop_at
     from stfm_pipeline.launch import materialize, require_root
 
     one_of("stage", until, STAGES)
@@ -48,6 +53,9 @@ def run(
         get_dataset(name)
     system = [joined(s) for s in system or []]
     require_root()
+    if until_date is not None:
+        for name in names:
+            stop_at(name, None if until_date == "none" else moment(until_date))
     settings, lake = open_lake()
     results = []
     for name in names:

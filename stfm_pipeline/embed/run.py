@@ -32,7 +32,7 @@ def embed(spec: DatasetSpec, tables: dict[str, pl.DataFrame]) -> Result:
         spectrum.filter(pl.col("rank") == 1)
         .group_by("channel", pl.col("period").round(1))
         .len()
-        .sort("channel", "len", descending=[False, True])
+        .sort("channel", "len", "period", descending=[False, True, False])
         .group_by("channel", maintain_order=True)
         .first()
     )

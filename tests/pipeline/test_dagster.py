@@ -57,7 +57,7 @@ def test_a_users_broken_system_files_do_not_keep_the_location_from_loading(setti
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert out.returncode == 0, out.stderr
-    keys = sorted([*DATA, *SYSTEMS, "coded", "syntax", "evaluated", "champion"])
+    keys = sorted([*DATA, *SYSTEMS, "coded", "syntax", "evaluated", "champion", "landed"])
     assert out.stdout.strip() == str(keys)
 
 
@@ -68,7 +68,8 @@ def test_the_asset_graph_is_the_road() -> None:
         for node in (graph.get(k) for k in graph.get_all_asset_keys())
     }
     expected = {
-        "raw": ("raw_data", []),
+        "landed": ("raw_data", []),
+        "raw": ("raw_data", ["landed"]),
         "harmonized": ("preprocessing", ["raw"]),
         "embedded": ("embedding", ["harmonized"]),
         "enriched": ("side_info_integration", ["embedded", "harmonized", "raw"]),
@@ -84,7 +85,7 @@ def test_the_asset_graph_is_the_road() -> None:
         assert node.description
         assert node.description.endswith(".")
         assert node.partitions_def == dg.DynamicPartitionsDefinition(name="dataset")
-        assert "dagster/code_references" in node.metadata
+        assert "dagster/code_references" in node.metadata or key == dg.AssetKey("landed")
 
 
 def test_jobs_schedules_and_sensors() -> None:

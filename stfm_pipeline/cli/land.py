@@ -1,0 +1,47 @@
+"""`stfm land`: new files of a dataset's source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stfm_pipeline.cli.base import Json, app, command, open_lake
+
+
+@command(app)
+def land(
+    dataset: Annotated[str | None, typer.Argument(help="The dataset whose source goes on.")] = None,
+    files: Annotated[list[Path] | None, typer.Argument(help="Files named like the ones they continue.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Take in new files of a source, and whatever else has landed; without files, show where they are dropped."""
+    from dataclasses import asdict
+
+    from stfm_pipeline.console import emit, say, table
+    from stfm_pipeline.datasets.catalog import get_dataset
+    from stfm_pipeline.landing import put, take_in
+    from stfm_pipeline.parts import accepted, folder, members, name_of
+
+    settings, lake = open_lake()
+    dropped = {p.name for p in put(dataset, files, settings)} if dataset and files else set()
+    taken = take_in(lake, settings)
+    sources = get_dataset(dataset).spec.sources if dataset else ()
+    places = {name_of(s): {"folder": str(folder(name_of(s), settings)), "members": list(members(s))} for s in sources}
+    if as_json:
+        emit({"taken": [asdict(t) for t in taken], "folders": places})
+    else:
+        for t in taken:
+            say(f"{t.source}: {t.name} {'taken' if t.accepted else 'set aside'}: {t.reason}")
+        if dataset and not files:
+            rows = [
+                [name, ", ".join(p["members"]), len(accepted(name, settings)), p["folder"]]
+                for name, p in places.items()
+            ]
+            table(f"where files of {dataset} land", ["source", "members", "taken", "folder"], rows)
+        if any(t.accepted for t in taken):
+            behind = sorted({d for t in taken if t.accepted for d in t.datasets})
+            say(f"`stfm run --until enriched {' '.join(behind)}` goes on from here; a running UI does so by itself")
+    if any(not t.accepted and t.name in dropped for t in taken):
+        raise typer.Exit(1)
