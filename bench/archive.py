@@ -36,7 +36,8 @@ def flights_and_weather(edges: list[datetime], folder: Path) -> list[list[Path]]
         written = []
         for name, frame in (("flights", rows.select(flights.columns)), ("weather", hours)):
             path = folder / f"{name}-{start:%Y-%m-%d}.csv"
-            frame.write_csv(path, null_value="NA")
-            written.append(path)
+            if len(frame):
+                frame.write_csv(path, null_value="NA")
+                written.append(path)
         out.append(written)
     return out

@@ -104,8 +104,7 @@ def _raw_with(
         first = old.facts["start"] if changed.first else str(changed.frame["time"].min())
         facts |= {"start": first, "end": str(changed.frame["time"].max())}
     held = {t: tables[t].frame if t in tables else lake.read_rows(old, t, b.rows) for t, b in old.blocks.items()}
-    if "entities" in held:
-        held["entities"] = lake.read(old, "entities")
+    held |= {t: lake.read(old, t) for t in held if t == "entities"}
     return Extension({**tables}, facts, [raw_contract(dataset.spec, held)], since)
 
 

@@ -307,8 +307,10 @@ def test_a_dense_source_goes_on(lake: Lake, settings: Settings) -> None:
     rng = np.random.default_rng(0)
     whole = pl.DataFrame({"time": hours, **{n: rng.normal(size=len(hours)).round(3) for n in "abc"}})
     write(there / "wide.csv", whole[: 24 * 37])
+    (there / "near.csv").write_text("source,target,weight\na,b,1\nb,c,2\n")
     (there / "live.yaml").write_text(
-        "kind: graph\nzone: UTC\ntables: {observations: {format: wide, file: wide.csv, time: time}}\n"
+        "kind: graph\nzone: UTC\ntables:\n  observations: {format: wide, file: wide.csv, time: time}\n"
+        "  edges: {format: edges, file: near.csv, weight: weight}\n"
         "channels: [{name: y, unit: pieces}]\nharmonize: {step: 1h}\ntask: {look_back: 24, horizon: 6}\n"
     )
     down_the_road(lake, settings)

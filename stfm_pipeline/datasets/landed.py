@@ -79,7 +79,8 @@ def extend(
     dataset: Dataset, files: dict[str, Path], parts: Sequence[Part], fresh: int, lake: Lake, old: Stage
 ) -> Changes | None:
     """The tables that the last `fresh` parts change, and since when; None where everything has to be read."""
-    held = {t: lake.read(old, t) for t in ("entities",) if t in old.tables}
+    # Tables without times, such as entities, are small.
+    held = {t: lake.read(old, t) for t in old.tables if "time" not in lake.read_rows(old, t, 0, 0).columns}
     pieces = [piece(dataset, files, part, _names(held)) for part in parts[len(parts) - fresh :]]
     moments = [f["time"].min() for found in pieces for f in found.values() if "time" in f.columns and len(f)]
     first = min((cast(datetime, m) for m in moments if m is not None), default=None)

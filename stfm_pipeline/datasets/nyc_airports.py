@@ -87,6 +87,10 @@ _UNLISTED = pl.DataFrame(
 
 GROWS = ("flights", "weather")
 FLIGHT = ("year", "month", "day", "carrier", "flight", "origin")
+SAID = (
+    *("dest", "tailnum", "distance", "hour", "minute", "time_hour", "sched_dep_time", "sched_arr_time"),
+    *("dep_time", "dep_delay", "arr_time", "arr_delay", "air_time"),
+)
 # Between its schedule and its arrival lies at most a day and a half: the longest delay, and the longest flight.
 LONGEST = timedelta(days=3)
 
@@ -108,6 +112,8 @@ def revise(
     flights = [
         _csv(path, 10_000) for path in (*[files[n] for n in ("flights",) if n in files], *landed.get("flights", []))
     ]
+    for frame in flights:
+        _need("flights", frame, (*FLIGHT, *SAID))
     if flights:
         entities = airport_table(airports, flights)
         known = flights[1:] if "flights" in files else flights
@@ -118,10 +124,13 @@ def revise(
             rows = rows.filter(_scheduled() >= since - LONGEST)
         rows = rows.unique(FLIGHT, keep="last", maintain_order=True)
         timed = flight_times(rows, entities)
+        seen = observations(movements(timed))
+        last = pl.lit(seen["time"].max()) + pl.duration(hours=1)
         out = {
-            "observations": observations(movements(timed)),
+            "observations": seen,
             "entities": entities,
-            "edges": routes(timed),
+            # A day that is not over has not said yet how many flew.
+            "edges": routes(timed).filter(pl.col("time") <= last),
             "timetable": timetable(timed),
         }
     weather = [
@@ -140,15 +149,18 @@ def _csv(path: Path, rows: int | None = None) -> pl.DataFrame:
 
 
 def _typed(frame: pl.DataFrame, like: pl.DataFrame) -> pl.DataFrame:
-    if missing := [c for c in like.columns if c not in frame.columns]:
+    return frame.select(like.columns).cast(dict(like.schema))  # type: ignore[arg-type]
+
+
+def _need(member: str, frame: pl.DataFrame, columns: Sequence[str]) -> None:
+    if missing := [c for c in columns if c not in frame.columns]:
         raise ContractError(
-            "flights: columns are missing",
-            expected=", ".join(like.columns),
-            found=", ".join(frame.columns),
+            f"{member}: columns are missing",
+            expected=", ".join(columns),
+            found=", ".join(frame.columns[:20]),
             offenders=missing,
             fix="bring a file with the columns of the archive's",
         )
-    return frame.select(like.columns).cast(dict(like.schema))  # type: ignore[arg-type]
 
 
 def _scheduled() -> pl.Expr:
@@ -262,13 +274,16 @@ def timetable(timed: pl.DataFrame) -> pl.DataFrame:
 
 def station_weather(weather: pl.DataFrame) -> pl.DataFrame:
     """Hourly weather at the three origins in SI units; two reports of one hour are averaged."""
+    measured = ("temp", "dewp", "humid", "wind_speed", "precip", "visib")
+    _need("weather", weather, ("origin", "time_hour", *measured))
     return (
-        weather.select(
+        weather.with_columns(pl.col(measured).cast(pl.Float64))
+        .select(
             entity="origin",
             time=pl.col("time_hour").str.to_datetime("%Y-%m-%dT%H:%M:%SZ", time_unit="us", time_zone="UTC"),
             temp_c=(pl.col("temp") - 32) / 1.8,
             dewpoint_c=(pl.col("dewp") - 32) / 1.8,
-            humidity_pct=pl.col("humid").cast(pl.Float64),
+            humidity_pct=pl.col("humid"),
             wind_mps=pl.col("wind_speed") * 0.44704,
             precip_mm=pl.col("precip") * 25.4,
             visibility_km=pl.col("visib") * 1.609344,

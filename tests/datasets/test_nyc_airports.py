@@ -10,7 +10,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from bench.archive import flights_and_weather
 from stfm_pipeline.datasets import nyc_airports as nyc
+from stfm_pipeline.errors import ContractError
 from stfm_pipeline.harmonize.run import harmonize
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.sources import fetch
@@ -153,3 +155,29 @@ def test_airports_have_a_place_a_zone_and_a_sentence(raw: dict[str, pl.DataFrame
         "America/Phoenix",
         "America/Puerto_Rico",
     )
+
+
+def test_what_lands_after_an_early_end_makes_the_whole_year(
+    files: dict[str, Path], raw: dict[str, pl.DataFrame], tmp_path: Path
+) -> None:
+    """The real last days as the files that would have come, one of them with flights that were in the air before."""
+    edges = [datetime(2013, 12, d, 5, tzinfo=UTC) for d in (16, 22)]
+    early = nyc.revise(files, {}, edges[0], None)
+    assert max(f["time"].max() for t, f in early.items() if t not in ("entities", "timetable")) <= edges[0]
+    periods = flights_and_weather(edges, tmp_path)
+    landed = {m: [p for period in periods for p in period if p.name.startswith(m)] for m in nyc.GROWS}
+    assert [len(p) for p in landed.values()] == [2, 2]
+    later = nyc.revise(files, landed, edges[0], None)
+    for table, frame in raw.items():
+        assert later[table].equals(frame), table
+    part = nyc.revise(files, landed, edges[0], edges[1])
+    for table in ("observations", "timetable", "edges"):
+        assert part[table].filter(pl.col("time") >= edges[1]).equals(raw[table].filter(pl.col("time") >= edges[1]))
+
+
+@pytest.mark.parametrize("member", nyc.GROWS)
+def test_a_file_with_other_columns_says_which_are_missing(files: dict[str, Path], tmp_path: Path, member: str) -> None:
+    (tmp_path / "bad.csv").write_text("origin,when\nJFK,today\n")
+    with pytest.raises(ContractError, match=f"{member}: columns are missing") as caught:
+        nyc.revise(files, {member: [tmp_path / "bad.csv"]}, None, None)
+    assert "time_hour" in str(caught.value)
