@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
@@ -283,7 +283,8 @@ def test_one_file_feeds_every_dataset_that_reads_the_source(lake: Lake, settings
 
 def test_a_dataset_that_stops_early_goes_on_with_what_lands(lake: Lake, settings: Settings) -> None:
     begin(stop=60)
-    stop_at("live", day(50))
+    new_york = timezone(timedelta(hours=-5))
+    stop_at("live", day(50).astimezone(new_york))
     assert ends() == {"live": day(50)}
     assert get_dataset("live").spec.end == day(50)
     stages = down_the_road(lake, settings)

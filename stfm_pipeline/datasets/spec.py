@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
@@ -87,7 +87,7 @@ def _check_seasons(seasons: tuple[int, ...]) -> tuple[int, ...]:
 def _check_edge(moment: datetime) -> datetime:
     if moment.tzinfo is None:
         raise ValueError("the clock's edges carry a zone: 2024-01-01T00:00:00Z")
-    return moment
+    return moment.astimezone(UTC)
 
 
 Zone = Annotated[str, AfterValidator(_check_zone)]
