@@ -21,7 +21,7 @@ from stfm_pipeline.fingerprint import code_version, fingerprint
 from stfm_pipeline.lake import Lake, Stage
 from stfm_pipeline.road import ROAD, Outcome
 from stfm_pipeline.settings import Settings
-from stfm_pipeline.steps import STEPS
+from stfm_pipeline.steps import STEPS, landed_of
 from stfm_pipeline.systems.catalog import all_systems, code_of, get_system, select_systems
 from stfm_pipeline.tables import Check
 
@@ -224,7 +224,7 @@ def sources_of(lake: Lake, name: str) -> dict[str, Any]:
         "dataset": name,
         "licence": get_dataset(name).spec.licence,
         "sources": stages["raw"].facts["sources"],
-        "landed": stages["raw"].facts["landed"],
+        "landed": landed_of(lake, stages["raw"]),
         "tables": {
             s: {"stage_version": v.version, "data_version": v.data_version, "delta_versions": v.tables}
             for s, v in stages.items()

@@ -13,7 +13,7 @@ import polars as pl
 from stfm_pipeline.datasets.spec import Dataset, DatasetSpec
 from stfm_pipeline.errors import ContractError
 from stfm_pipeline.lake import Lake, Stage
-from stfm_pipeline.parts import Part, landed
+from stfm_pipeline.parts import LANDED, Part, digest, landed, table
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.sources import fetch, identity
 from stfm_pipeline.stage import NEVER, Extension, Result, Tail
@@ -53,12 +53,21 @@ def _raw(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
         "start": str(observations["time"].min()),
         "end": str(observations["time"].max()),
         "sources": [identity(s, settings) for s in spec.sources],
-        "landed": [part.facts() for part in parts],
+        "landed": _landed(parts),
         "in_order": all(f["time"].is_sorted() for f in tables.values() if "time" in f.columns),
     }
     if is_dense(observations):
         facts["dense_observations"] = [c for c in observations.columns if c != "time"]
-    return Result(tables, facts, [check])
+    return Result(tables | ({LANDED: table(parts)} if parts else {}), facts, [check])
+
+
+def _landed(parts: tuple[Part, ...]) -> dict[str, Any]:
+    return {"files": len(parts), "digest": digest(parts)}
+
+
+def landed_of(lake: Lake, raw: Stage) -> list[dict[str, Any]]:
+    """The files that a raw stage was made from besides its archives."""
+    return lake.read(raw, LANDED).to_dicts() if LANDED in raw.tables else []
 
 
 def fetched(spec: DatasetSpec, settings: Settings) -> dict[str, Path]:
@@ -90,22 +99,24 @@ def _raw_with(
 ) -> Extension | None:
     from stfm_pipeline.datasets.landed import extend
 
-    known = [part["sha256"] for part in old.facts["landed"]]
-    if not old.facts["in_order"] or known != [part.sha256 for part in parts[: len(known)]]:
+    known = old.facts["landed"]["files"]
+    if not old.facts["in_order"] or _landed(parts[:known]) != old.facts["landed"]:
         return None
-    found = extend(dataset, fetched(dataset.spec, settings), parts, len(parts) - len(known), lake, old)
+    found = extend(dataset, fetched(dataset.spec, settings), parts, len(parts) - known, lake, old)
     if found is None:
         return None
     tables, since = found
     rows = old.facts["rows"] | {name: tail.rows for name, tail in tables.items()}
-    facts = old.facts | {"rows": rows, "landed": [part.facts() for part in parts]}
+    facts = old.facts | {"rows": rows, "landed": _landed(parts)}
     if "observations" in tables and len(tables["observations"].frame):
         changed = tables["observations"]
         first = old.facts["start"] if changed.first else str(changed.frame["time"].min())
         facts |= {"start": first, "end": str(changed.frame["time"].max())}
     held = {t: tables[t].frame if t in tables else lake.read_rows(old, t, b.rows) for t, b in old.blocks.items()}
     held |= {t: lake.read(old, t) for t in held if t == "entities"}
-    return Extension({**tables}, facts, [raw_contract(dataset.spec, held)], since)
+    came = table(parts[known:])
+    more = {**tables, LANDED: Tail(known, came) if known else came}
+    return Extension(more, facts, [raw_contract(dataset.spec, held)], since)
 
 
 def try_raw(dataset: Dataset, parts: tuple[Part, ...], lake: Lake, settings: Settings, old: Stage) -> None:

@@ -73,8 +73,8 @@ def _check_column(name: str) -> str:
 
 
 def _check_table(name: str) -> str:
-    if not TABLE.fullmatch(name) or name == "manifest":
-        raise ValueError("a table is called by lower-case letters, digits and _, at most 41, and not `manifest`")
+    if not TABLE.fullmatch(name) or name in ("manifest", "landed"):
+        raise ValueError("a table is called by lower-case letters, digits and _, at most 41; two names are taken")
     return name
 
 
