@@ -236,7 +236,7 @@ class Lake:
         for path in sorted(p.parent for p in root.glob("*/_delta_log")):
             table = self._table(str(path))
             if path.name == MANIFEST:
-                if len(table.file_uris()) > FILES_OF_A_TABLE and not dry_run:
+                if len(table.file_uris()) > 1 and not dry_run:
                     table.optimize.compact()
                 versions = [self._table(str(path)).version()]
             else:

@@ -23,6 +23,7 @@ from stfm_pipeline.evaluate.choose import Decision
 from stfm_pipeline.lake import Lake
 from stfm_pipeline.predict import frame_of
 from stfm_pipeline.settings import Settings
+from stfm_pipeline.systems.catalog import get_system
 from stfm_pipeline.windows import load_panel
 
 
@@ -163,7 +164,7 @@ def test_a_retrained_champion_meets_the_old_one_on_gate(copied: Settings, monkey
     lake = Lake(copied.lake_uri)
     for system in ("dlinear", "stid"):
         registry.promote(copied, "trained", register(copied, lake, system))
-    other = dataclasses.replace(experiment.get_system("dlinear"), training=experiment.get_system("dlinear").training)
+    other = dataclasses.replace(get_system("dlinear"))
     stage = experiment.stage_of("stid")
     plan = experiment.training_plan(lake, "trained", other, "quick")
     old = lake.require("trained", stage)

@@ -271,7 +271,7 @@ def test_a_system_that_forecasts_nan_is_not_published(
     from stfm_pipeline import experiment
 
     broken = dataclasses.replace(get_system("dlinear"), build=Nan)
-    monkeypatch.setattr(experiment, "select_systems", lambda names, spec: [broken])
+    monkeypatch.setattr(experiment.training, "select_systems", lambda names, spec: [broken])
     outcome = experiment.train_system("synthetic", "dlinear", enriched, settings, progress=False)
     assert outcome.stage is None
     assert [(c.name, c.passed) for c in outcome.checks] == [("forecasts_are_finite", False)]
