@@ -236,8 +236,6 @@ class Lake:
         for path in sorted(p.parent for p in root.glob("*/_delta_log")):
             table = self._table(str(path))
             if path.name == MANIFEST:
-                if len(table.file_uris()) > 1 and not dry_run:
-                    table.optimize.compact()
                 versions = [self._table(str(path)).version()]
             else:
                 versions = sorted({n[path.name] for n in named if path.name in n})
