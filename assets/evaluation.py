@@ -7,8 +7,9 @@ import dagster as dg
 
 from assets.common import DATASETS, events, relay_logs
 from resources import LakeResource, TrackingResource
-from stfm_pipeline.experiment import crown, evaluate_dataset
+from stfm_pipeline.decision import crown
 from stfm_pipeline.fingerprint import code_version
+from stfm_pipeline.scoring import evaluate_dataset
 from stfm_pipeline.systems.catalog import module_names
 
 

@@ -6,9 +6,9 @@ import dagster as dg
 
 from assets.common import DATASETS, events, relay_logs
 from resources import ComputeResource, LakeResource, TrackingResource
-from stfm_pipeline.experiment import TRAINING_CODE, train_system
 from stfm_pipeline.fingerprint import code_version
 from stfm_pipeline.systems.catalog import code_of, module_names
+from stfm_pipeline.training import TRAINING_CODE, train_system
 
 
 def system_asset(module: str) -> dg.AssetsDefinition:

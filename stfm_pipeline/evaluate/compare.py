@@ -110,7 +110,7 @@ def _baselines(spec: DatasetSpec, panel: Panel) -> dict[str, Forecaster]:
 
 def _trained(spec: DatasetSpec, panel: Panel, lake: Lake, settings: Settings) -> dict[str, Forecaster]:
     """Systems trained on the current data for the same problem; the seed with the lowest val loss speaks."""
-    from stfm_pipeline.experiment import entries, trained_systems
+    from stfm_pipeline.scoring import entries, trained_systems
 
     if panel.problem.horizon != spec.task.horizon:
         return {}
