@@ -40,12 +40,14 @@ def system_asset(module: str) -> dg.AssetsDefinition:
                 tracking.settings(),
                 budget=compute.budget,
                 device=compute.device,
+                start=compute.start or None,
             )
         metadata: dict[str, object] = {}
         if outcome.stage is not None:
             seeds = outcome.stage.facts["seeds"]
             metadata = {
                 "models": dg.MetadataValue.json({f"seed {s['seed']}": s["uri"] for s in seeds}),
+                "started": seeds[0]["started"],
                 "training_seconds": sum(s["seconds"] for s in seeds),
                 "peak_mb": max(s["peak_mb"] for s in seeds),
             }

@@ -55,8 +55,10 @@ def _crown(name: str, lake: Lake, settings: Settings) -> Outcome:
         )
     candidate, decision = evaluated.facts["candidate"], Decision(**evaluated.facts["decision"])
     tags = {"system": candidate["system"], "licence": spec.licence, "homepage": spec.homepage}
+    tags["started"] = candidate["started"]
     number = registry.register(settings, name, candidate["uri"], candidate["run_id"], tags)
-    registry.apply_decision(settings, name, number, decision)
+    known = {k: evaluated.facts[k] for k in ("evidence", "left", "until")} | {"run_id": candidate["run_id"]}
+    record = registry.apply_decision(settings, name, number, decision, system=candidate["system"], **known)
     facts = {
         "name": name,
         "version": number,
@@ -64,6 +66,8 @@ def _crown(name: str, lake: Lake, settings: Settings) -> Outcome:
         "system": candidate["system"],
         "promoted": decision.promote,
         "reason": decision.reason,
+        "until": evaluated.facts["until"],
+        "decision": record,
         "licence": spec.licence,
     }
     row = pl.DataFrame([{k: json.dumps(v) for k, v in facts.items()}])

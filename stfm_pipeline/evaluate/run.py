@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from stfm_pipeline.datasets.spec import DatasetSpec, Part
 from stfm_pipeline.errors import StfmError
 from stfm_pipeline.evaluate.calibration import Coverage
-from stfm_pipeline.evaluate.choose import Decision, decide, too_short_to_rank, val_scores
+from stfm_pipeline.evaluate.choose import CAPACITY, SHARE, Decision, decide, too_short_to_rank, val_scores
 from stfm_pipeline.evaluate.metrics import Row, Sums, block_bootstrap, mean_rows, season_block
 from stfm_pipeline.forecaster import Forecaster, truth
 from stfm_pipeline.systems.spec import System
@@ -136,8 +136,12 @@ def evaluate(
     champion: Forecaster | None = None,
     champion_name: str = "champion",
     notes: list[str] | None = None,
+    level_of: Callable[[str], float] = lambda _: SHARE * CAPACITY,
 ) -> Evaluation:
-    """Score all entries on val, gate and test. Val ranks, gate decides on promotion, test only judges."""
+    """Score all entries on val, gate and test. Val ranks, gate decides on promotion, test only judges.
+
+    `level_of` a candidate is the chance of error that a decision about it may spend.
+    """
     began = time.perf_counter()
     baselines = {e.system.name for e in entries if e.system.branch == "baseline"}
     learned = [e for e in entries if e.system.name not in baselines]
@@ -175,7 +179,7 @@ def evaluate(
     if champion is not None:
         needs = next((e.system.needs for e in entries if e.system.name == champion.system), ("past", "ahead"))
         rivals[champion_name] = score(champion, panel, "gate", needs).sums
-    decision = decide(chosen[candidate, "gate"].sums, rivals, block)
+    decision = decide(chosen[candidate, "gate"].sums, rivals, block, level_of(candidate))
     ours = chosen[candidate, "test"].sums
     margins = [
         {"rival": b, "channel": name, "split": "test", "margin": m, "low": lo, "high": hi}
