@@ -234,7 +234,6 @@ class Lake:
         named = [*keep, *([current.tables] if current else [])]
         freed = 0
         for path in sorted(p.parent for p in root.glob("*/_delta_log")):
-            table = self._table(str(path))
             if path.name == MANIFEST:
                 versions = [self._table(str(path)).version()]
             else:

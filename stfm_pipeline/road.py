@@ -125,7 +125,11 @@ def _more(dataset: Dataset, step: Step, lake: Lake, settings: Settings, publishe
     known = [c for c in changes if c is not None]
     if len(known) < len(changes):
         return None
-    return step.extend(dataset, lake, settings, published, min(known, default=NEVER))
+    try:
+        return step.extend(dataset, lake, settings, published, min(known, default=NEVER))
+    except FileNotFoundError:
+        # The version it was made from has been swept.
+        return None
 
 
 def check_dataset(name: str, lake: Lake, settings: Settings) -> list[dict[str, Any]]:
