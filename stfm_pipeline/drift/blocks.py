@@ -20,7 +20,8 @@ Floats = NDArray[np.float64]
 WEEK_US = 7 * DAY_US
 FEWEST = 8
 FEWEST_CELLS = 24
-SAMPLE, POOLED = 2048, 8192
+ALIKE = 0.5
+SAMPLE, POOLED = 1024, 8192
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Usual:
 
 def tracks(record: Record) -> list[Track]:
     """Level, scale, distribution, phase and missing share of every group and channel, block by block."""
-    usual = _usual(record)
+    usual = usual_of(record)
     n, c, g = len(record.signal.entities), len(record.signal.channels), len(record.groups)
     member = record.member.astype(np.float64)
     out = {k: np.full((record.blocks, g, c), np.nan) for k in ("level", "scale", "distribution", "phase", "missing")}
@@ -137,7 +138,7 @@ def tracks(record: Record) -> list[Track]:
     ]
 
 
-def _usual(record: Record) -> Usual:
+def usual_of(record: Record) -> Usual:
     signal, end = record.signal, record.known * record.block
     n, c, zones = len(signal.entities), len(signal.channels), record.phase.shape[1]
     profile, count = np.zeros((record.season, n, c)), np.zeros((record.season, n, c), np.int64)
@@ -199,8 +200,9 @@ def _lag(record: Record, usual: Usual, span: slice, z: Floats) -> Floats:
     before, here, after = (np.take_along_axis(match, ((at + d) % len(now))[None], axis=0)[0] for d in (-1, 0, 1))
     bend = before - 2 * here + after
     shift = np.where(bend < 0, 0.5 * (before - after) / np.where(bend < 0, bend, 1), 0)
-    flat = (usually**2).mean(axis=0) < 1e-6
-    return np.where(flat, np.nan, at + np.clip(shift, -0.5, 0.5))
+    # Noise is best matched anywhere; a rhythm that has only moved still looks like itself.
+    alike = (here > 0) & (here >= ALIKE * np.sqrt((usually**2).sum(axis=0) * (now**2).sum(axis=0)))
+    return np.where(alike, at + np.clip(shift, -0.5, 0.5), np.nan)
 
 
 def _distances(samples: NDArray[np.float32], known: int) -> Floats:
