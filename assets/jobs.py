@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from assets import landing
+from assets import drift, landing
 from assets.common import DATASETS
 
 road = dg.define_asset_job(
@@ -55,4 +55,4 @@ follow = dg.AutomationConditionSensorDefinition(
 
 jobs = [road, landing.take_in]
 schedules = [weekly_retraining]
-sensors = [datasets_in_step, landing.landing, follow]
+sensors = [datasets_in_step, landing.landing, follow, drift.retrain_on_drift]

@@ -161,7 +161,11 @@ def main(quick: bool) -> None:
         line(f"{name}: series with an alarm at some look, as the data are", f"{got['ever']}", "-", True)
         for what, d in got["found"].items():
             kind, size = what.split()
-            late = f", median {d['days']:.1f} days, at most {d['most']:.1f}, date off by {d['off']:.1f}" if d["found"] else ""
+            late = (
+                f", median {d['days']:.1f} days, at most {d['most']:.1f}, date off by {d['off']:.1f}"
+                if d["found"]
+                else ""
+            )
             line(f"{name}: {kind}, {size} {MEANING[kind]}", f"{d['found']} of {d['of']} found{late}", "-", True)
 
 

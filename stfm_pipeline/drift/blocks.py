@@ -26,8 +26,11 @@ SAMPLE, POOLED = 1024, 8192
 
 @dataclass(frozen=True)
 class Record:
-    """A signal with what it is compared by: `phase` (t, z) in a season of `season` steps, `zone` (n,) an entity's column
-    of it, `member` (g, n) who belongs to a group, `reference` its first steps, those that trained."""
+    """A signal with what it is compared by.
+
+    `phase` (t, z) is where in a season of `season` steps each step lies, `zone` (n,) an entity's column of it, `member`
+    (g, n) who belongs to a group; `reference` counts the first steps, those that trained.
+    """
 
     signal: Signal
     phase: NDArray[np.int64]
@@ -52,7 +55,8 @@ class Record:
         return min(self.reference // self.block, self.blocks)
 
     def start(self, block: int) -> np.datetime64:
-        return self.signal.times[0] + block * self.block * np.timedelta64(self.signal.step_us, "us")
+        found: np.datetime64 = self.signal.times[0] + np.timedelta64(block * self.block * self.signal.step_us, "us")
+        return found
 
     def until(self, blocks: int) -> Record:
         """What was there when so many blocks had ended."""
@@ -68,8 +72,8 @@ class Record:
 class Track:
     """One statistic (b, g, c) over all blocks, NaN where it cannot be told.
 
-    Blocks `reference` say what is usual, blocks from `first` on are judged. A change below `least` is none. `unit` (g, c)
-    is what 1 stands for in plain units, unless the statistic is the logarithm of a ratio.
+    Blocks `reference` say what is usual, blocks from `first` on are judged. A change below `least` is none; with `worse`
+    only a rise is one. `unit` (g, c) is what 1 stands for in plain units, unless it is the logarithm of a ratio.
     """
 
     kind: str
@@ -158,7 +162,7 @@ def usual_of(record: Record) -> Usual:
         if b < record.known:
             z, seen = _deviations(record, usual, b, span)
             size += seen.sum(axis=0)
-            square += (z**2).sum(axis=0)
+            square += np.square(z).sum(axis=0)
     deviation = np.sqrt(square / np.maximum(size, 1))
     whole = np.sqrt(square.sum(axis=0) / np.maximum(size.sum(axis=0), 1))
     # A series that never moved is judged by how the others move.

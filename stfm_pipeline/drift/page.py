@@ -83,9 +83,7 @@ def _matrix(channel: str, kinds: list[str], found: pl.DataFrame, series: pl.Data
     last = series.filter(pl.col("channel") == channel, pl.col("time") == pl.col("time").max())
     judged = {(r["group"], r["kind"]) for r in last.filter(pl.col("p").is_not_null()).to_dicts()}
     groups = sorted(stage.facts["groups"], key=lambda g: (g != "all", -sum(k[0] == g for k in since)))
-    rows = [
-        {"group": g, "cells": [(since.get((g, k)), (g, k) in judged) for k in kinds]} for g in groups[:LISTED]
-    ]
+    rows = [{"group": g, "cells": [(since.get((g, k)), (g, k) in judged) for k in kinds]} for g in groups[:LISTED]]
     return {"channel": channel, "rows": rows, "more": len(groups) - len(rows)}
 
 
@@ -115,12 +113,15 @@ def _worth_drawing(found: pl.DataFrame, series: pl.DataFrame) -> list[dict[str, 
     if len(found):
         return found.head(DRAWN).to_dicts()
     last = series.filter(pl.col("time") == pl.col("time").max(), pl.col("p").is_not_null())
-    return last.sort("p", "kind", "channel", "group").unique(["kind", "channel"], keep="first", maintain_order=True).head(6).to_dicts()
+    return (
+        last.sort("p", "kind", "channel", "group")
+        .unique(["kind", "channel"], keep="first", maintain_order=True)
+        .head(6)
+        .to_dicts()
+    )
 
 
-def _chart(
-    row: dict[str, Any], series: pl.DataFrame, found: pl.DataFrame, units: dict[str, str], stage: Stage
-) -> str:
+def _chart(row: dict[str, Any], series: pl.DataFrame, found: pl.DataFrame, units: dict[str, str], stage: Stage) -> str:
     mine = series.filter(*(pl.col(k) == row[k] for k in ("kind", "channel", "group"))).sort("time")
     at, value = _micros(mine["time"]), mine["value"].cast(pl.Float64).fill_null(np.nan).to_numpy()
     low, high = (float(mine[c].drop_nulls()[0]) for c in ("low", "high"))

@@ -57,5 +57,3 @@ def comparable(panel: Panel, champion: Forecaster) -> bool:
     mine, its = panel.problem, champion.problem
     same = mine.to_config() == its.to_config()
     return same and all(bool((mine.tensors[k] == its.tensors[k]).all()) for k in ("mean", "std"))
-
-

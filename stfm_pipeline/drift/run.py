@@ -41,7 +41,7 @@ CODE = (
     "stfm_pipeline.drift.run",
 )
 YEAR_US = 365.25 * DAY_US
-FINDINGS = {
+FINDINGS: dict[str, Any] = {
     "kind": pl.String,
     "channel": pl.String,
     "group": pl.String,
@@ -54,7 +54,7 @@ FINDINGS = {
     "p": pl.Float64,
     "days": pl.Float64,
 }
-SERIES = {
+SERIES: dict[str, Any] = {
     "kind": pl.String,
     "channel": pl.String,
     "group": pl.String,
@@ -104,13 +104,14 @@ def _measure_drift(name: str, lake: Lake, settings: Settings) -> Outcome:
     verdicts, notes = measure(record, panel, champion)
     past = _from_the_past_alone(record, verdicts)
     tables = {"findings": findings(record, verdicts, spec), "series": series(record, verdicts)}
-    facts = {
+    facts: dict[str, Any] = {
         "licence": spec.licence,
         "until": str(record.start(record.blocks)),
         "reference": [str(record.start(0)), str(record.start(record.known))],
         "block": duration(record.block * record.signal.step_us),
         "rate": RATE,
         "blocks": record.blocks,
+        "compared": bool(verdicts),
         "groups": {g: [record.signal.entities[i] for i in np.flatnonzero(m)] for g, m in _members(record)},
         "champion": int(crowned.version) if crowned is not None else None,
         "alarms": alarms(record, verdicts),
@@ -181,7 +182,9 @@ def _errors(record: Record, panel: Panel, champion: Forecaster, size: str) -> tu
     errors = residual_tracks(record, panel, champion)
     there = errors[0].reference.stop - errors[0].reference.start
     if there < FEWEST:
-        return [], [f"too little data: val and gate hold {there} whole blocks of {size}, {FEWEST} are needed for errors"]
+        return [], [
+            f"too little data: val and gate hold {there} whole blocks of {size}, {FEWEST} are needed for errors"
+        ]
     return errors, []
 
 
@@ -196,7 +199,7 @@ def _from_the_past_alone(record: Record, verdicts: Sequence[Verdict]) -> Check:
         for t in tracks(record.until(record.blocks - 1))
         if not np.array_equal(t.values, now[t.kind][:-1], equal_nan=True)
     ]
-    return Check("measured_from_the_past_alone", not off, promise, {k: "differs" for k in off})
+    return Check("measured_from_the_past_alone", not off, promise, dict.fromkeys(off, "differs"))
 
 
 def _members(record: Record) -> list[tuple[str, Any]]:
@@ -265,7 +268,7 @@ def series(record: Record, verdicts: Sequence[Verdict]) -> pl.DataFrame:
         known = (b >= v.track.reference.start) & (b < v.track.reference.stop)
         part = np.where(known, "reference", np.where(b >= v.track.first, "judged", "between"))
         shape = (record.blocks, g, c)
-        times = np.array([record.start(i) for i in b])
+        times = np.array([record.start(i) for i in range(record.blocks)])
         columns = {
             "kind": np.full(shape, v.track.kind),
             "channel": np.broadcast_to(np.array(record.signal.channels), shape),
@@ -282,7 +285,7 @@ def series(record: Record, verdicts: Sequence[Verdict]) -> pl.DataFrame:
         frames.append(frame.with_columns(pl.col("time").cast(pl.Datetime("us")).dt.replace_time_zone("UTC")))
     if not frames:
         return pl.DataFrame(schema=SERIES)
-    return pl.concat(frames).cast(SERIES).with_columns(pl.selectors.float().fill_nan(None))  # type: ignore[arg-type]
+    return pl.concat(frames).cast(SERIES).with_columns(pl.selectors.float().fill_nan(None))
 
 
 def _utc(moment: np.datetime64) -> datetime:
