@@ -72,8 +72,8 @@ class Record:
 class Track:
     """One statistic (b, g, c) over all blocks, NaN where it cannot be told.
 
-    Blocks `reference` say what is usual, blocks from `first` on are judged. A change below `least` is none; with `worse`
-    only a rise is one. `unit` (g, c) is what 1 stands for in plain units, unless it is the logarithm of a ratio.
+    Blocks `reference` say what is usual, blocks from `first` on are judged. A change below `least` is none; with
+    `worse` only a rise is one. `unit` (g, c) is what 1 stands for in plain units, unless it is the logarithm of a ratio.
     """
 
     kind: str
@@ -160,9 +160,9 @@ def usual_of(record: Record) -> Usual:
     size, square = np.zeros((n, c)), np.zeros((n, c))
     for b, span in record.spans():
         if b < record.known:
-            z, seen = _deviations(record, usual, b, span)
-            size += seen.sum(axis=0)
-            square += np.square(z).sum(axis=0)
+            apart, known = _deviations(record, usual, b, span)
+            size += known.sum(axis=0)
+            square += (apart**2).sum(axis=0)
     deviation = np.sqrt(square / np.maximum(size, 1))
     whole = np.sqrt(square.sum(axis=0) / np.maximum(size.sum(axis=0), 1))
     # A series that never moved is judged by how the others move.

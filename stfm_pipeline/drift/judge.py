@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from stfm_pipeline.drift.blocks import FEWEST, Floats, Track
 
 RATE = 0.5
+# Blocks are not normal: however many there are, their tails are taken to be those of a t with this much freedom.
+FREEDOM = 8
 WINDOWS = (1, 4)
 
 
@@ -107,7 +109,8 @@ def _test(track: Track, window: int) -> tuple[Floats, NDArray[np.bool_]]:
     now[: track.first + window - 1] = np.nan
     apart = now - mean
     score = apart / (deviation * np.sqrt(1 / ours + 1 / theirs))
-    p = t.sf(score, theirs - 1) if track.worse else 2 * t.sf(np.abs(score), theirs - 1)
+    freedom = np.minimum(theirs - 1, FREEDOM)
+    p = t.sf(score, freedom) if track.worse else 2 * t.sf(np.abs(score), freedom)
     distance = apart if track.worse else np.abs(apart)
     with np.errstate(invalid="ignore"):
         real = (distance >= track.least) & (distance > _furthest(track, window))

@@ -135,7 +135,7 @@ def _chart(row: dict[str, Any], series: pl.DataFrame, found: pl.DataFrame, units
     alarm = mine["alarm"].to_numpy()
     alt = f"{title}: blocks over time beside the range of the reference. {int(alarm.sum())} blocks are alarms."
     chart = Chart(title, alt, dates(float(at[0]), end), up, 180)
-    chart.boxes([[float(at[0]), low, end, high]], "area t4")
+    chart.boxes([[float(at[0]), low, end, high]], "area t4 band")
     reference = mine.filter(part="reference")["time"]
     if len(reference):
         chart.rule(float(_micros(reference)[-1]) + step, "judged from here")

@@ -212,7 +212,7 @@ def findings(record: Record, verdicts: Sequence[Verdict], spec: DatasetSpec) -> 
     last, rows = record.blocks - 1, []
     for v in verdicts:
         for g, k in zip(*np.nonzero(v.alarm[last]), strict=True):
-            window = int(v.window[last, g, k])
+            window, began = int(v.window[last, g, k]), _began(v.alarm[:, g, k])
             usual, now = (float(v.track.plain(a)[g, k]) for a in (v.centre, v.change(last, window)))
             channel = record.signal.channels[k]
             rows.append(
@@ -220,8 +220,8 @@ def findings(record: Record, verdicts: Sequence[Verdict], spec: DatasetSpec) -> 
                     "kind": v.track.kind,
                     "channel": channel,
                     "group": record.groups[g],
-                    "since": _utc(record.start(v.since(last, g, k))),
-                    "alarmed_at": _utc(record.start(_began(v.alarm[:, g, k]) + 1)),
+                    "since": _utc(record.start(min(v.since(last, g, k), began))),
+                    "alarmed_at": _utc(record.start(began + 1)),
                     "usual": usual,
                     "now": now,
                     "change": now / usual if v.track.ratio else now - usual,
@@ -285,7 +285,7 @@ def series(record: Record, verdicts: Sequence[Verdict]) -> pl.DataFrame:
         frames.append(frame.with_columns(pl.col("time").cast(pl.Datetime("us")).dt.replace_time_zone("UTC")))
     if not frames:
         return pl.DataFrame(schema=SERIES)
-    return pl.concat(frames).cast(SERIES).with_columns(pl.selectors.float().fill_nan(None))
+    return pl.concat(frames).cast(pl.Schema(SERIES)).with_columns(pl.selectors.float().fill_nan(None))
 
 
 def _utc(moment: np.datetime64) -> datetime:
