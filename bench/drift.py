@@ -15,7 +15,7 @@ from bench.child import finish, line, measured
 if TYPE_CHECKING:
     from stfm_pipeline.drift.blocks import Record
 
-DATASETS = {"nyc-airports": 30, "haute-borne": 100, "beijing-air": 30}
+DATASETS = {"nyc-airports": (12, 4), "haute-borne": (20, 4), "beijing-air": (40, 8)}
 CHUNK = 4
 SIZES: dict[str, tuple[float, ...]] = {
     "level": (0.5, 1.0, 2.0),
@@ -152,8 +152,8 @@ def child(name: str, years: int, trials: int) -> None:
 def main(quick: bool) -> None:
     from stfm_pipeline.drift.judge import RATE
 
-    for name, years in DATASETS.items():
-        got = measured("bench.drift", name, *(("2", "1") if quick else (str(years), "12")))
+    for name, (years, trials) in DATASETS.items():
+        got = measured("bench.drift", name, *(("2", "1") if quick else (str(years), str(trials))))
         alarms, once = got["quiet"].pop("any"), got["once"]
         by_kind = ", ".join(f"{k} {v:g}" for k, v in got["quiet"].items())
         line(f"{name}: alarms a year on undrifted data", f"{alarms:g} ({by_kind})", f"{RATE} a year", alarms <= RATE)

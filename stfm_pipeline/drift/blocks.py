@@ -21,7 +21,7 @@ WEEK_US = 7 * DAY_US
 FEWEST = 8
 FEWEST_CELLS = 24
 ALIKE = 0.5
-SAMPLE, POOLED = 1024, 8192
+SAMPLE, POOLED = 512, 4096
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Track:
     """One statistic (b, g, c) over all blocks, NaN where it cannot be told.
 
     Blocks `reference` say what is usual, blocks from `first` on are judged. A change below `least` is none; with
-    `worse` only a rise is one. `unit` (g, c) is what 1 stands for in plain units, unless it is the logarithm of a ratio.
+    `worse` only a rise is one. `unit` (g, c) is what 1 stands for, unless the statistic is the logarithm of a ratio.
     """
 
     kind: str

@@ -18,7 +18,7 @@ from stfm_pipeline.drift.blocks import FEWEST, Floats, Track
 
 RATE = 0.5
 # Blocks are not normal: however many there are, their tails are taken to be those of a t with this much freedom.
-FREEDOM = 8
+FREEDOM = 6
 WINDOWS = (1, 4)
 
 

@@ -127,6 +127,8 @@ def _chart(row: dict[str, Any], series: pl.DataFrame, found: pl.DataFrame, units
     low, high = (float(mine[c].drop_nulls()[0]) for c in ("low", "high"))
     end = datetime.fromisoformat(stage.facts["until"] + "Z").timestamp() * 1e6
     step = float(at[1] - at[0]) if len(at) > 1 else 1.0
+    if row["kind"] not in ("level", "phase"):
+        low = max(low, 0.0)
     ends = np.array([low, high, *value[np.isfinite(value)]])
     pad = 0.06 * max(float(np.ptp(ends)), 1e-9)
     title = f"{row['kind'].capitalize()} of {row['channel']}, {group_name(row['group'], stage.facts['groups'])}"
@@ -142,8 +144,10 @@ def _chart(row: dict[str, Any], series: pl.DataFrame, found: pl.DataFrame, units
     chart.line(at + step / 2, value, "t0")
     chart.dots((at + step / 2)[alarm], value[alarm], RED, 7)
     if row.get("since") is not None:
-        chart.rule(row["since"].timestamp() * 1e6)
-        chart.note(row["since"].timestamp() * 1e6, up.low, f"since {row['since'].day} {row['since']:%b}", "above since")
+        since = row["since"].timestamp() * 1e6
+        side = "left" if since > (float(at[0]) + end) / 2 else "right"
+        chart.rule(since)
+        chart.note(since, up.low + 2 * pad, f"since {row['since'].day} {row['since']:%b}", f"{side} since")
     return chart.html()
 
 
