@@ -10,7 +10,7 @@ from stfm_pipeline.drift.blocks import FEWEST_CELLS, Record, Track
 
 if TYPE_CHECKING:
     from stfm_pipeline.forecaster import Forecaster
-    from stfm_pipeline.windows import Panel, Window
+    from stfm_pipeline.windows import Panel
 
 BATCH = 64
 
@@ -22,6 +22,8 @@ def residual_tracks(record: Record, panel: Panel, champion: Forecaster) -> list[
     """
     import torch
 
+    from stfm_pipeline.forecaster import truth
+
     p = panel.problem
     start, stop = panel.parts["val"].start, panel.parts["gate"].stop
     origins = torch.arange(max(start, p.look_back), record.blocks * record.block - p.horizon + 1, p.horizon)
@@ -29,9 +31,9 @@ def residual_tracks(record: Record, panel: Panel, champion: Forecaster) -> list[
     count = np.zeros((record.blocks, p.n, p.c))
     std = p.tensors["std"]
     for chunk, window in panel.batches(origins, BATCH, ("past", "ahead")):
-        shown = for_champion(window, champion)
-        truth, observed = champion.truth(shown)
-        error = ((champion.forecast(shown).values - truth).abs() / std * observed).numpy()
+        measured, observed = truth(window, p)
+        shown = panel.gather(chunk, ("past", "ahead"), champion.problem)
+        error = ((champion.forecast(shown).values - measured).abs() / std * observed).numpy()
         block = ((chunk[:, None] + torch.arange(p.horizon)) // record.block).numpy().ravel()
         np.add.at(total, block, error.reshape(-1, p.n, p.c))
         np.add.at(count, block, observed.numpy().reshape(-1, p.n, p.c))
@@ -47,13 +49,6 @@ def residual_tracks(record: Record, panel: Panel, champion: Forecaster) -> list[
     ]
 
 
-def for_champion(window: Window, champion: Forecaster) -> Window:
-    """The panel's window as the champion was trained to read it; while the split is frozen, both have one scaler."""
-    return window
-
-
 def comparable(panel: Panel, champion: Forecaster) -> bool:
-    """Whether the champion answers the panel's problem in the panel's scale."""
-    mine, its = panel.problem, champion.problem
-    same = mine.to_config() == its.to_config()
-    return same and all(bool((mine.tensors[k] == its.tensors[k]).all()) for k in ("mean", "std"))
+    """Whether the champion answers the panel's problem, in whichever scale."""
+    return panel.problem.to_config() == champion.problem.to_config()
