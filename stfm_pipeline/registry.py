@@ -212,13 +212,11 @@ def register(settings: Settings, dataset: str, model_uri: str, run_id: str, tags
 
 
 def champion_version(settings: Settings, dataset: str, alias: str = CHAMPION) -> Any | None:
-    """The version an alias points to, or None."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return connect(settings).get_model_version_by_alias(dataset, alias)
-    except MlflowException:
-        return None
+    """The version an alias points to, or None; raises where MLflow cannot say."""
+    client = connect(settings)
+    models = client.search_registered_models(f"name='{dataset}'")
+    number = models[0].aliases.get(alias) if models else None
+    return client.get_model_version(dataset, str(number)) if number is not None else None
 
 
 def apply_decision(settings: Settings, dataset: str, number: int, decision: Decision) -> None:

@@ -14,7 +14,7 @@ from stfm_pipeline.datasets.spec import Dataset
 from stfm_pipeline.digest import data_version
 from stfm_pipeline.errors import ContractError
 from stfm_pipeline.fingerprint import code_version, fingerprint
-from stfm_pipeline.lake import Lake, Stage
+from stfm_pipeline.lake import GoneError, Lake, Stage
 from stfm_pipeline.parts import digest, landed
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.stage import NEVER, Extension, Result
@@ -95,7 +95,10 @@ def _materialize(name: str, stage: str, lake: Lake, settings: Settings, force: b
             if (known := found.result()) and known[0] == published.fingerprint:
                 log.info("%s %s: unchanged, not run again", name, stage)
                 return Outcome(published, reused=True)
-            result = _more(dataset, step, lake, settings, published)
+            try:
+                result = _more(dataset, step, lake, settings, published)
+            except GoneError as error:
+                log.info("%s %s: computed whole: %s", name, stage, error.problem)
         result = result or step.compute(dataset, lake, settings)
     wanted = found.result()
     if wanted is None or wanted != current_fingerprint(dataset, step, lake):

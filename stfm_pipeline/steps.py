@@ -13,7 +13,7 @@ import polars as pl
 from stfm_pipeline.datasets.spec import Dataset, DatasetSpec
 from stfm_pipeline.errors import ContractError
 from stfm_pipeline.lake import Lake, Stage
-from stfm_pipeline.parts import Part, landed
+from stfm_pipeline.parts import Part, intact, landed
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.sources import fetch, identity
 from stfm_pipeline.stage import NEVER, Extension, Result, Tail
@@ -42,6 +42,7 @@ def _raw(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
 
     spec = dataset.spec
     parts = landed(spec.sources, settings)
+    intact(parts)
     tables = raw_tables(dataset, fetched(spec, settings), parts, spec.end)
     check = raw_contract(spec, tables)
     if not check.passed:
@@ -93,6 +94,7 @@ def _raw_with(
     known = [part["sha256"] for part in old.facts["landed"]]
     if not old.facts["in_order"] or known != [part.sha256 for part in parts[: len(known)]]:
         return None
+    intact(parts[len(known) :])
     found = extend(dataset, fetched(dataset.spec, settings), parts, len(parts) - len(known), lake, old)
     if found is None:
         return None
