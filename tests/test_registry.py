@@ -7,6 +7,7 @@ import io
 import json
 import pickletools
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from mlflow.exceptions import MlflowException
 
 from stfm_pipeline import experiment, registry
 from stfm_pipeline.errors import StfmError, UsageError
@@ -212,3 +214,15 @@ def test_a_crown_that_moved_since_the_candidate_met_it_is_met_anew(copied: Setti
         s["run_id"] for s in lake.require("trained", experiment.stage_of(other)).facts["seeds"]
     )
     assert experiment.crown("trained", lake, copied).stage is not None
+
+
+def test_a_store_that_cannot_be_asked_is_not_a_store_without_a_champion(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert registry.champion_version(settings, "synthetic") is None
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{probe.getsockname()[1]}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(MlflowException, match="Connection"):
+        registry.champion_version(settings, "synthetic")
