@@ -2,6 +2,7 @@
 
 import json
 import time
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
@@ -58,7 +59,10 @@ def landing(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipRea
 
     settings = Settings()
     files = waiting(settings)
-    busy = context.instance.get_runs(dg.RunsFilter(job_name="take_in", statuses=IN_PROGRESS), limit=1)
+    # One that was killed may be said to be in progress for ever; two at once wait for each other.
+    recent = datetime.now(UTC) - timedelta(seconds=AGAIN)
+    asked = dg.RunsFilter(job_name="take_in", statuses=IN_PROGRESS, created_after=recent)
+    busy = context.instance.get_runs(asked, limit=1)
     requests = [dg.RunRequest(job_name="take_in")] if files and not busy else []
     # Derived from what lies there, so that a crash between taking a file and saying so loses nothing.
     told: dict[str, tuple[str, float]] = json.loads(context.cursor or "{}")

@@ -1,9 +1,15 @@
-"""The days that an archive holds already, as the files in which they would have landed one after the other."""
+"""The days that `nyc-airports`' archive holds already, as the files in which they would have landed.
+
+`python -m bench.archive 2013-12-16 2013-12-21 [--to FOLDER]`: a file per member for each date up to the next, and for
+all that follows the last.
+"""
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+import argparse
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import polars as pl
 
@@ -41,3 +47,18 @@ def flights_and_weather(edges: list[datetime], folder: Path) -> list[list[Path]]
                 written.append(path)
         out.append(written)
     return out
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("dates", nargs="+", type=datetime.fromisoformat)
+    asked.add_argument("--to", type=Path, default=Path("days"))
+    given = asked.parse_args()
+    zone = ZoneInfo(nyc.SPEC.zone)
+    dates = [(d if d.tzinfo else d.replace(tzinfo=zone)).astimezone(UTC) for d in sorted(given.dates)]
+    for period in flights_and_weather(dates, given.to):
+        print(*period, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

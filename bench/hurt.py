@@ -56,12 +56,12 @@ def run(phase: str) -> None:
             outcome = materialize(NAME, stage, lake, settings)
             assert outcome.stage is not None, outcome.checks
     if phase in ("models", "whole"):
-        from stfm_pipeline import experiment
+        from stfm_pipeline import decision, scoring, training
 
         for system in SYSTEMS:
-            assert experiment.train_system(NAME, system, lake, settings, progress=False).stage is not None
-        assert experiment.evaluate_dataset(NAME, lake, settings).stage is not None
-        assert experiment.crown(NAME, lake, settings).stage is not None
+            assert training.train_system(NAME, system, lake, settings, progress=False).stage is not None
+        assert scoring.evaluate_dataset(NAME, lake, settings).stage is not None
+        assert decision.crown(NAME, lake, settings).stage is not None
 
 
 def make(home: Path) -> None:

@@ -115,8 +115,13 @@ class Lake:
             "since": since.isoformat() if since is not None else None,
         }
         frame = pl.DataFrame([row], schema_overrides={"since": pl.String})
-        path = self._path(dataset, stage, MANIFEST)
-        self._write(path, frame, mode="append", first_row=self._table(path).count() if before is not None else 0)
+        path, rows = self._path(dataset, stage, MANIFEST), 0
+        if before is not None:
+            known = self._table(path)
+            rows = known.count()
+            if len(known.file_uris()) > FILES_OF_A_TABLE:
+                known.optimize.compact()
+        self._write(path, frame, mode="append", first_row=rows)
         published = self.stage(dataset, stage)
         assert published is not None
         return published
@@ -195,13 +200,16 @@ class Lake:
 
     def changed_since(self, dataset: str, stage: str, version: str) -> datetime | None:
         """The time before which the current state is as the one of data version `version`; None where none is known."""
-        found: datetime | None = None
-        for state in reversed(self.history(dataset, stage)):
-            if state.data_version == version:
-                return found or NEVER
-            if state.since is None:
+        path = self._path(dataset, stage, MANIFEST)
+        scan = pl.scan_delta(self._table(path), storage_options=self.options)
+        found = NEVER
+        rows = scan.select(ROW, "data_version", "since").collect().sort(ROW, descending=True)
+        for known, since in rows.select("data_version", "since").iter_rows():
+            if known == version:
+                return found
+            if since is None:
                 return None
-            found = min(found or state.since, state.since)
+            found = min(found, datetime.fromisoformat(since))
         return None
 
     def require(self, dataset: str, stage: str) -> Stage:
@@ -231,10 +239,7 @@ class Lake:
         named = [*keep, *([current.tables] if current else [])]
         freed = 0
         for path in sorted(p.parent for p in root.glob("*/_delta_log")):
-            table = self._table(str(path))
             if path.name == MANIFEST:
-                if len(table.file_uris()) > FILES_OF_A_TABLE and not dry_run:
-                    table.optimize.compact()
                 versions = [self._table(str(path)).version()]
             else:
                 versions = sorted({n[path.name] for n in named if path.name in n})
@@ -261,7 +266,9 @@ class Lake:
 
     def as_made_of(self, dataset: str, stage: str, version: str) -> Stage | None:
         """The latest state of a stage with this data version."""
-        return next((s for s in reversed(self.history(dataset, stage)) if s.data_version == version), None)
+        scan = pl.scan_delta(self._table(self._path(dataset, stage, MANIFEST)), storage_options=self.options)
+        rows = scan.filter(pl.col("data_version") == version).collect().sort(ROW).tail(1)
+        return _stages(dataset, stage, rows.drop(ROW), rows[ROW][0])[0] if len(rows) else None
 
     def distinct(self, stage: Stage, table: str, column: str) -> list[Any]:
         """The values of a column, sorted."""

@@ -161,7 +161,7 @@ def behind(lake: Lake, settings: Settings) -> dict[str, str]:
         if there.isdisjoint(map(name_of, dataset.spec.sources)):
             continue
         raw, parts = lake.stage(name, "raw"), landed(dataset.spec.sources, settings)
-        if raw is not None and [p["sha256"] for p in raw.facts.get("landed", [])] != [p.sha256 for p in parts]:
+        if raw is not None and raw.facts.get("landed", {}).get("digest") != digest(parts):
             out[name] = digest(parts)
     return out
 

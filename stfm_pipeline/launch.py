@@ -23,6 +23,13 @@ telemetry:
   enabled: false
 nux:
   enabled: false
+# A machine has room for so many trainings; one whose process was killed is noticed, and no longer said to run.
+concurrency:
+  runs:
+    max_concurrent_runs: 2
+run_monitoring:
+  enabled: true
+  poll_interval_seconds: 60
 """
 
 
@@ -55,6 +62,8 @@ def environment(settings: Settings, root: Path) -> dict[str, str]:
         "DAGSTER_HOME": str(home),
         "MLFLOW_TRACKING_URI": settings.tracking_uri,
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        # Seven processes and 2 GB that nothing here asks for.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": os.environ.get("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false"),
         "PYTHONPATH": os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
 
@@ -84,7 +93,7 @@ def _make_instance(home: Path) -> None:
         shutil.rmtree(scratch)
 
 
-def materialize(dataset: str, assets: Sequence[str], compute: dict[str, str], settings: Settings) -> None:
+def materialize(dataset: str, assets: Sequence[str], compute: dict[str, str | bool], settings: Settings) -> None:
     """Materialise assets of one dataset into the same instance that the UI shows; raises if the run fails."""
     root = require_root()
     command = [sys.executable, "-m", "assets", dataset, ",".join(assets), json.dumps(compute)]
@@ -119,11 +128,13 @@ def serve_ui(settings: Settings, dagster_port: int, mlflow_port: int, say: IO[st
         raise StfmError(
             f"the port is taken: {', '.join(taken)}", fix="stop what listens there, or use --port and --mlflow-port"
         )
-    from stfm_pipeline.registry import connect
-
     env = environment(settings, root)
-    # The server and the first run would otherwise create the tracking store at the same time.
-    connect(settings)
+    # The server and the first run would otherwise create the tracking store at the same time. Its own process, because
+    # MLflow's memory is then given back.
+    code = "from stfm_pipeline import registry, settings; registry.connect(settings.Settings())"
+    made = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    if made.returncode:
+        raise StfmError("MLflow's database cannot be created", found=made.stderr.strip().splitlines()[-1])
     logs = settings.root / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     dagster = [

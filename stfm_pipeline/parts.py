@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import polars as pl
 
 from stfm_pipeline.errors import SourceError
 from stfm_pipeline.settings import Settings
@@ -20,6 +22,8 @@ from stfm_pipeline.sources import HttpSource, LocalSource, PypiSource, file_hash
 
 ACCEPTED, ASIDE = "accepted", "aside"
 FACTS = "part.json"
+# The raw table that lists what has landed.
+LANDED = "landed"
 AnySource = PypiSource | HttpSource | LocalSource
 
 
@@ -92,6 +96,12 @@ def landed(sources: Iterable[AnySource], settings: Settings) -> tuple[Part, ...]
     """Everything that has landed of a dataset's sources, in the order of taking."""
     found = [part for name in dict.fromkeys(map(name_of, sources)) for part in accepted(name, settings)]
     return tuple(sorted(found, key=lambda part: (part.taken_at, part.number)))
+
+
+def table(parts: Sequence[Part]) -> pl.DataFrame:
+    """What has landed as a table: number, member, name, sha256, taken_at."""
+    columns = {"number": pl.Int64, "member": pl.String, "name": pl.String, "sha256": pl.String, "taken_at": pl.String}
+    return pl.DataFrame([part.facts() for part in parts], schema=columns)
 
 
 def digest(parts: Iterable[Part]) -> str:

@@ -12,8 +12,9 @@ import polars as pl
 
 from stfm_pipeline.datasets.spec import Dataset, DatasetSpec
 from stfm_pipeline.errors import ContractError
+from stfm_pipeline.harmonize.version import split_version
 from stfm_pipeline.lake import Lake, Stage
-from stfm_pipeline.parts import Part, intact, landed
+from stfm_pipeline.parts import LANDED, Part, digest, intact, landed, table
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.sources import fetch, identity
 from stfm_pipeline.stage import NEVER, Extension, Result, Tail
@@ -54,12 +55,21 @@ def _raw(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
         "start": str(observations["time"].min()),
         "end": str(observations["time"].max()),
         "sources": [identity(s, settings) for s in spec.sources],
-        "landed": [part.facts() for part in parts],
+        "landed": _landed(parts),
         "in_order": all(f["time"].is_sorted() for f in tables.values() if "time" in f.columns),
     }
     if is_dense(observations):
         facts["dense_observations"] = [c for c in observations.columns if c != "time"]
-    return Result(tables, facts, [check])
+    return Result(tables | ({LANDED: table(parts)} if parts else {}), facts, [check])
+
+
+def _landed(parts: tuple[Part, ...]) -> dict[str, Any]:
+    return {"files": len(parts), "digest": digest(parts)}
+
+
+def landed_of(lake: Lake, raw: Stage) -> list[dict[str, Any]]:
+    """The files that a raw stage was made from besides its archives."""
+    return lake.read(raw, LANDED).to_dicts() if LANDED in raw.tables else []
 
 
 def fetched(spec: DatasetSpec, settings: Settings) -> dict[str, Path]:
@@ -91,23 +101,25 @@ def _raw_with(
 ) -> Extension | None:
     from stfm_pipeline.datasets.landed import extend
 
-    known = [part["sha256"] for part in old.facts["landed"]]
-    if not old.facts["in_order"] or known != [part.sha256 for part in parts[: len(known)]]:
+    known = old.facts["landed"]["files"]
+    if not old.facts["in_order"] or _landed(parts[:known]) != old.facts["landed"]:
         return None
-    intact(parts[len(known) :])
-    found = extend(dataset, fetched(dataset.spec, settings), parts, len(parts) - len(known), lake, old)
+    intact(parts[known:])
+    found = extend(dataset, fetched(dataset.spec, settings), parts, len(parts) - known, lake, old)
     if found is None:
         return None
     tables, since = found
     rows = old.facts["rows"] | {name: tail.rows for name, tail in tables.items()}
-    facts = old.facts | {"rows": rows, "landed": [part.facts() for part in parts]}
+    facts = old.facts | {"rows": rows, "landed": _landed(parts)}
     if "observations" in tables and len(tables["observations"].frame):
         changed = tables["observations"]
         first = old.facts["start"] if changed.first else str(changed.frame["time"].min())
         facts |= {"start": first, "end": str(changed.frame["time"].max())}
     held = {t: tables[t].frame if t in tables else lake.read_rows(old, t, b.rows) for t, b in old.blocks.items()}
     held |= {t: lake.read(old, t) for t in held if t == "entities"}
-    return Extension({**tables}, facts, [raw_contract(dataset.spec, held)], since)
+    came = table(parts[known:])
+    more = {**tables, LANDED: Tail(known, came) if known else came}
+    return Extension(more, facts, [raw_contract(dataset.spec, held)], since)
 
 
 def try_raw(dataset: Dataset, parts: tuple[Part, ...], lake: Lake, settings: Settings, old: Stage) -> None:
@@ -152,17 +164,23 @@ def _split_rule(spec: DatasetSpec) -> dict[str, Any]:
 
 
 def _frozen(dataset: Dataset, lake: Lake) -> pl.DataFrame | None:
-    """The split that was drawn before by the same shares."""
+    """The split that was drawn before by the same shares, unless a new version of it is asked for."""
     earlier, rule = lake.stage(dataset.spec.name, "harmonized"), _split_rule(dataset.spec)
     drawn = earlier is not None and earlier.facts.get("split_rule") == rule and rule["counts"] is None
+    drawn = drawn and earlier is not None and earlier.facts.get("split_version", 1) == split_version(dataset.spec.name)
     return lake.read(earlier, "split") if earlier is not None and drawn else None
 
 
 def _harmonized(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
     from stfm_pipeline.harmonize.run import harmonize
 
-    result = harmonize(dataset.spec, _tables(lake, dataset.spec.name, "raw"), _frozen(dataset, lake))
-    return Result(result.tables, {**result.facts, "split_rule": _split_rule(dataset.spec)}, result.checks)
+    name, frozen = dataset.spec.name, _frozen(dataset, lake)
+    result = harmonize(dataset.spec, _tables(lake, name, "raw"), frozen)
+    drawn = result.facts["end"]
+    if frozen is not None and frozen["start"].equals(result.tables["split"]["start"]):
+        drawn = lake.require(name, "harmonized").facts.get("split_drawn", drawn)
+    facts = {"split_rule": _split_rule(dataset.spec), "split_version": split_version(name), "split_drawn": drawn}
+    return Result(result.tables, {**result.facts, **facts}, result.checks)
 
 
 def _more_harmonized(dataset: Dataset, lake: Lake, settings: Settings, old: Stage, since: datetime) -> Extension | None:
@@ -251,6 +269,12 @@ def _raw_config(spec: DatasetSpec) -> Any:
     return [_pick("name", "channels", "zone", "licence", "end")(spec), sources, read]
 
 
+def _harmonized_config(spec: DatasetSpec) -> Any:
+    """A split that is asked for anew makes everything from here on anew."""
+    picked = _pick("channels", "zone", "harmonize", "split", "task", "facts", "end")(spec)
+    return [picked, split_version(spec.name)]
+
+
 def _pick(*fields: str) -> Callable[[DatasetSpec], Any]:
     return lambda spec: spec.model_dump(mode="json", include=set(fields))
 
@@ -275,7 +299,7 @@ STEPS: dict[str, Step] = {
             "on its training part.",
             ("raw",),
             (*GROUND, "stfm_pipeline.harmonize"),
-            _pick("channels", "zone", "harmonize", "split", "task", "facts", "end"),
+            _harmonized_config,
             _harmonized,
             _more_harmonized,
         ),

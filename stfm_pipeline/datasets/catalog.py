@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
-from datetime import datetime
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -47,8 +47,8 @@ def ends() -> dict[str, datetime]:
 def stop_at(name: str, end: datetime | None) -> None:
     """Let a dataset stop early in this home from now on, or with None no longer."""
     spec = get_dataset(name).spec
-    if end is not None and end.tzinfo is None:
-        end = end.replace(tzinfo=ZoneInfo(spec.zone))
+    if end is not None:
+        end = (end if end.tzinfo else end.replace(tzinfo=ZoneInfo(spec.zone))).astimezone(UTC)
     if end is not None and spec.harmonize.start is not None and end <= spec.harmonize.start:
         raise UsageError(
             f"'{name}' cannot stop before it starts", expected=f"after {spec.harmonize.start}", found=str(end)

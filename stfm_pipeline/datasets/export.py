@@ -13,6 +13,7 @@ import yaml
 
 from stfm_pipeline.datasets.spec import DatasetSpec, check_name
 from stfm_pipeline.errors import UsageError
+from stfm_pipeline.parts import LANDED
 from stfm_pipeline.tables import long_observations
 
 SECTIONS = (
@@ -40,6 +41,7 @@ def export(spec: DatasetSpec, raw: dict[str, pl.DataFrame], folder: Path, name: 
     if there := [p for p in targets if p.exists()]:
         raise UsageError(f"{there[0]} is there already", fix="choose another --name, or remove it")
     folder.mkdir(parents=True, exist_ok=True)
+    raw = {t: f for t, f in raw.items() if t != LANDED}
     if "entities" in raw:
         names = raw["entities"]["entity"].to_list()
         raw = raw | {"observations": long_observations(raw["observations"], names)}

@@ -19,7 +19,7 @@ from stfm_pipeline.datasets.formats.base import Scene
 from stfm_pipeline.datasets.spec import Dataset, RawTables
 from stfm_pipeline.errors import ContractError, UsageError
 from stfm_pipeline.lake import Lake, Stage
-from stfm_pipeline.parts import Part
+from stfm_pipeline.parts import LANDED, Part
 from stfm_pipeline.stage import NEVER, Tail
 from stfm_pipeline.tables import dense_observations, dense_rows, dense_values, is_dense, long_observations
 
@@ -80,7 +80,8 @@ def extend(
 ) -> Changes | None:
     """The tables that the last `fresh` parts change, and since when; None where everything has to be read."""
     # Tables without times, such as entities, are small.
-    held = {t: lake.read(old, t) for t in old.tables if "time" not in lake.read_rows(old, t, 0, 0).columns}
+    own = [t for t in old.tables if t != LANDED]
+    held = {t: lake.read(old, t) for t in own if "time" not in lake.read_rows(old, t, 0, 0).columns}
     pieces = [piece(dataset, files, part, _names(held)) for part in parts[len(parts) - fresh :]]
     moments = [f["time"].min() for found in pieces for f in found.values() if "time" in f.columns and len(f)]
     first = min((cast(datetime, m) for m in moments if m is not None), default=None)
@@ -92,7 +93,7 @@ def extend(
         first -= REACH
         anew = dataset.revise(files, _by_member(parts), end, first)
     before: dict[str, Tail] = {}
-    for table in old.tables:
+    for table in own:
         tail = Tail(0, held[table]) if table in held else lake.tail(old, table, first)
         if tail is None:
             return None

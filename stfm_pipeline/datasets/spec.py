@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
@@ -73,8 +73,8 @@ def _check_column(name: str) -> str:
 
 
 def _check_table(name: str) -> str:
-    if not TABLE.fullmatch(name) or name == "manifest":
-        raise ValueError("a table is called by lower-case letters, digits and _, at most 41, and not `manifest`")
+    if not TABLE.fullmatch(name) or name in ("manifest", "landed"):
+        raise ValueError("a table is called by lower-case letters, digits and _, at most 41; two names are taken")
     return name
 
 
@@ -87,12 +87,13 @@ def _check_seasons(seasons: tuple[int, ...]) -> tuple[int, ...]:
 def _check_edge(moment: datetime) -> datetime:
     if moment.tzinfo is None:
         raise ValueError("the clock's edges carry a zone: 2024-01-01T00:00:00Z")
-    return moment
+    return moment.astimezone(UTC)
 
 
 Zone = Annotated[str, AfterValidator(_check_zone)]
 Step = Annotated[str, AfterValidator(_check_step)]
 Duration = Annotated[str, AfterValidator(_check_length(zero=True))]
+Span = Annotated[str, AfterValidator(_check_length(zero=False))]
 Column = Annotated[str, AfterValidator(_check_column)]
 TableName = Annotated[str, AfterValidator(_check_table)]
 Edge = Annotated[Moment, AfterValidator(_check_edge)]
@@ -267,7 +268,8 @@ class DatasetSpec(Model):
 
     `tables` says how each raw table is read; a dataset with a `read` function of its own has none. Without `seasons`,
     a day and a week are the candidates. With `end`, the archive counts only for what was known by then: what follows
-    lands (docs/new-data.md), and the clock ends with it.
+    lands (docs/new-data.md), and the clock ends with it. `retrain_after` is how much more of it asks for a retraining;
+    without it, the longest season.
     """
 
     name: Annotated[str, AfterValidator(check_name)]
@@ -279,6 +281,7 @@ class DatasetSpec(Model):
     sources: tuple[Source, ...] = ()
     tables: dict[TableName, Table] = Field(default={})
     end: Edge | None = None
+    retrain_after: Span | None = None
     channels: tuple[Channel, ...] = Field(min_length=1)
     zone: Zone
     country: str | None = None
