@@ -181,6 +181,8 @@ def killed_at_points(house: House, quick: bool) -> Iterator[Row]:
     data, models = house.points[: house.data_points], house.points[house.data_points :]
     rows = {p: Row(f"SIGKILL at '{p}'") for p in dict.fromkeys(house.points)}
     for at, point in enumerate(data, start=1):
+        if quick and data.index(point) != at - 1:
+            continue
         with house.reader(rows[point]):
             house.fresh()
             expect(rows[point], house.run("run", "data", "--die", "any", str(at)), -signal.SIGKILL)
@@ -188,7 +190,7 @@ def killed_at_points(house: House, quick: bool) -> Iterator[Row]:
     chain = Row("chain")
     with house.reader(chain):
         house.fresh(house.landed)
-        kept = models[::2] if quick else models
+        kept = list(dict.fromkeys(models)) if quick else models
         for point in kept:
             expect(rows[point], house.run("run", "models", "--die", point, "1"), -signal.SIGKILL)
             chain.stale += len(house.held())

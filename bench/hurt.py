@@ -192,7 +192,7 @@ def state(phase: str) -> dict[str, Any]:
 
 
 def read(known: dict[str, list[str]]) -> None:
-    """Read every stage that is published, again and again, and compare it with what it may be; a line at the end."""
+    """Read every stage that is published, at least once, and compare it with what it may be; a line at the end."""
     from stfm_pipeline.digest import data_version
     from stfm_pipeline.lake import Lake
     from stfm_pipeline.settings import Settings
@@ -203,7 +203,7 @@ def read(known: dict[str, list[str]]) -> None:
     reads, wrong, which = 0, [], 0
     lake = Lake(settings.lake_uri)
     names = (*DATA, *MODELS, "evaluated", "champion")
-    while not over.wait(0.05):
+    while not over.wait(0.05) or which < len(names):
         which, name = which + 1, names[which % len(names)]
         began = _generation(settings.root)
         try:

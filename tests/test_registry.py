@@ -17,6 +17,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from stfm_pipeline import decision, registry, scoring, training
@@ -159,6 +160,24 @@ def test_promotion_refusal_and_rollback_move_the_aliases(copied: Settings) -> No
     assert registry.rollback(copied, "trained")["version"] == first
     shown = registry.show(copied, "trained")
     assert (shown["version"], shown["decision"]["reason"]) == (first, "promoted by hand")
+
+
+def test_a_rollback_that_was_cut_short_goes_back_by_one(copied: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = Lake(copied.lake_uri)
+    numbers = [register(copied, lake, system) for system in ("dlinear", "constant", "stid")]
+    for number in numbers:
+        registry.promote(copied, "trained", number)
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(MlflowClient, "set_registered_model_alias", dies)
+        with pytest.raises(KeyboardInterrupt):
+            registry.rollback(copied, "trained")
+    assert registry.show(copied, "trained")["version"] == numbers[2]
+    assert registry.rollback(copied, "trained")["version"] == numbers[1]
+    assert registry.rollback(copied, "trained")["version"] == numbers[0]
 
 
 def test_a_retrained_champion_meets_the_old_one_on_gate(copied: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
