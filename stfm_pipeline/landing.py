@@ -123,14 +123,17 @@ def put(dataset: str, files: list[Path], settings: Settings) -> list[Path]:
                 expected=f"a name that begins with one of: {', '.join(Path(m).stem for m in known)}",
                 fix=f"rename it, such as {Path(known[0]).stem}-{path.name}",
             )
-        place = folder(name_of(fits[0]), settings)
+        name = name_of(fits[0])
+        place = folder(name, settings)
         place.mkdir(parents=True, exist_ok=True)
         scratch = place / f".{path.name}.part"
-        shutil.copy2(path, scratch)
-        # It is whole already, and nobody need wait for it.
-        stamp = time.time() - SETTLED + order / 1e3
-        os.utime(scratch, (stamp, stamp))
-        out.append(scratch.replace(_free(place / path.name)))
+        with alone(settings.lock("landing", name), f"taking in files of {name}"), ExitStack() as failed:
+            failed.callback(scratch.unlink, missing_ok=True)
+            shutil.copy2(path, scratch)
+            # It is whole already, and nobody need wait for it.
+            stamp = time.time() - SETTLED + order / 1e3
+            os.utime(scratch, (stamp, stamp))
+            out.append(scratch.replace(_free(place / path.name)))
     return out
 
 

@@ -225,6 +225,20 @@ def test_two_at_once_take_each_file_once(lake: Lake, settings: Settings, place: 
     assert not (place / ASIDE).exists()
 
 
+def test_two_at_once_drop_files_of_one_name_and_both_land_whole(settings: Settings, place: Path) -> None:
+    files = [settings.root / "dropped" / str(i) / "observations-55.csv" for i in range(2)]
+    for i, path in enumerate(files):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(bytes([i]) * 30_000_000)
+    both = [threading.Thread(target=landing.put, args=("live", [path], settings)) for path in files]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert {p.read_bytes() for p in place.glob("*.csv")} == {p.read_bytes() for p in files}
+    assert not list(place.glob(".*"))
+
+
 def test_a_clock_that_goes_back_does_not_change_the_order(lake: Lake, settings: Settings, place: Path) -> None:
     drop(place / "observations-55.csv")
     landing.take_in(lake, settings)
