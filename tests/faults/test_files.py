@@ -226,16 +226,21 @@ def test_two_at_once_take_each_file_once(lake: Lake, settings: Settings, place: 
 
 
 def test_two_at_once_drop_files_of_one_name_and_both_land_whole(settings: Settings, place: Path) -> None:
-    files = [settings.root / "dropped" / str(i) / "observations-55.csv" for i in range(2)]
-    for i, path in enumerate(files):
+    first, other = (settings.root / "dropped" / name / "observations-55.csv" for name in "ab")
+    for path in (first, other):
         path.parent.mkdir(parents=True)
-        path.write_bytes(bytes([i]) * 30_000_000)
-    both = [threading.Thread(target=landing.put, args=("live", [path], settings)) for path in files]
-    for thread in both:
-        thread.start()
-    for thread in both:
-        thread.join()
-    assert {p.read_bytes() for p in place.glob("*.csv")} == {p.read_bytes() for p in files}
+        path.write_text(path.parent.name)
+    beside = threading.Thread(target=landing.put, args=("live", [other], settings))
+
+    def start(change: str) -> None:
+        if change.startswith("os.rename") and beside.ident is None:
+            beside.start()
+            beside.join(1)
+
+    with changes(settings.landing, start):
+        landing.put("live", [first], settings)
+        beside.join()
+    assert sorted(p.read_text() for p in place.glob("*.csv")) == ["a", "b"]
     assert not list(place.glob(".*"))
 
 
