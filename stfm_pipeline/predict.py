@@ -245,7 +245,7 @@ def frame_of(panel: Panel, origin: int, entities: tuple[str, ...] | None = None)
     nodes = [p.entities.index(e) for e in chosen]
     tensors = p.tensors
     look_back = slice(origin - p.look_back, origin)
-    ahead = slice(origin, origin + p.horizon) if p.ahead else slice(origin, origin)
+    ahead = slice(origin, min(origin + p.horizon, len(panel.times)) if p.ahead else origin)
     steps = [*range(look_back.start, look_back.stop), *range(ahead.start, ahead.stop)]
     columns: dict[str, Any] = {}
 
