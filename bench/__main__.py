@@ -1,6 +1,6 @@
 """Speed and memory, each measured in a process of its own or side by side in one run: `make bench`.
 
-`python -m bench [road] [append] [long] [patches] [training] [loading] [--quick]`; all of them by default.
+`python -m bench [road] [append] [long] [patches] [training] [loading] [serve] [--quick]`; all of them by default.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ PARTS = {
     "patches": "bench.patches",
     "training": "bench.training",
     "loading": "bench.loading",
+    "serve": "bench.serve",
 }
 
 

@@ -25,13 +25,11 @@ def serve(
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks at the alias.")] = 5,
 ) -> None:
     """Answer forecasts over HTTP; a version that the alias moves to takes over without a pause."""
+    from stfm_pipeline.serve.run import Options
     from stfm_pipeline.serve.run import serve as run
 
     settings, lake = open_lake()
-    run(
-        dataset,
-        lake,
-        settings,
+    options = Options(
         alias=alias,
         host=host,
         port=port,
@@ -43,6 +41,7 @@ def serve(
         seconds=seconds,
         every=every,
     )
+    run(dataset, lake, settings, options)
 
 
 @command(app)

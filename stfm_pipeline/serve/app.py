@@ -219,7 +219,12 @@ def _answer_errors(app: FastAPI, limits: Limits) -> None:
         app.add_exception_handler(kind, handle)
 
     def stfm(error: StfmError) -> Response:
-        fields: dict[str, Any] = {"expected": error.expected, "found": error.found, "offenders": error.offenders, "fix": error.fix}
+        fields: dict[str, Any] = {
+            "expected": error.expected,
+            "found": error.found,
+            "offenders": error.offenders,
+            "fix": error.fix,
+        }
         return refusal(422 if isinstance(error, FrameError) else 500, error.problem, None, **fields)
 
     def too_large(error: TooLarge) -> Response:

@@ -6,11 +6,16 @@ import logging
 import os
 import signal
 import socket
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stfm_pipeline.errors import StfmError, UsageError
 from stfm_pipeline.lake import Lake
 from stfm_pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    import uvicorn
 
 log = logging.getLogger("stfm")
 TOKEN = "STFM_SERVE_TOKEN"
@@ -65,23 +70,24 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def serve(
-    name: str,
-    lake: Lake,
-    settings: Settings,
-    *,
-    alias: str = "champion",
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    token_file: Path | None = None,
-    workers: int = 0,
-    queue: int = 64,
-    body_mb: float = 32,
-    rows: int = 1_000_000,
-    seconds: float = 30,
-    every: float = 5,
-) -> None:
-    """Serve the version of `name` under `alias` until SIGTERM or SIGINT; what runs then is finished."""
+@dataclass(frozen=True)
+class Options:
+    """Where to listen, which alias to follow, and what requests may cost. `workers` 0 is one per core."""
+
+    alias: str = "champion"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    token_file: Path | None = None
+    workers: int = 0
+    queue: int = 64
+    body_mb: float = 32
+    rows: int = 1_000_000
+    seconds: float = 30
+    every: float = 5
+
+
+def make_server(name: str, lake: Lake, settings: Settings, options: Options) -> tuple[uvicorn.Server, socket.socket]:
+    """A server for the registered model `name`, and the socket it will answer on."""
     import uvicorn
 
     from stfm_pipeline.serve.app import Limits, make_app
@@ -89,27 +95,33 @@ def serve(
     from stfm_pipeline.serve.pool import Pool
     from stfm_pipeline.serve.watch import Watch
 
-    token = read_token(host, token_file)
-    listening = listen(host, port)
+    token = read_token(options.host, options.token_file)
+    listening = listen(options.host, options.port)
     metrics = Metrics()
-    watch = Watch(name, alias, lake, settings, metrics, every)
-    app = make_app(watch, Pool(workers, queue), Limits(int(body_mb * 1e6), rows, seconds), metrics, token)
+    watch = Watch(name, options.alias, lake, settings, metrics, options.every)
+    limits = Limits(int(options.body_mb * 1e6), options.rows, options.seconds)
     config = uvicorn.Config(
-        app,
+        make_app(watch, Pool(options.workers, options.queue), limits, metrics, token),
         log_config=None,
         access_log=False,
         log_level="warning",
         limit_concurrency=CONNECTIONS,
-        timeout_graceful_shutdown=int(seconds) + 1,
+        timeout_graceful_shutdown=int(options.seconds) + 1,
         server_header=False,
         proxy_headers=False,
         ws="none",
     )
+    return uvicorn.Server(config), listening
+
+
+def serve(name: str, lake: Lake, settings: Settings, options: Options) -> None:
+    """Serve the version of `name` under an alias until SIGTERM or SIGINT; what runs then is finished."""
+    server, listening = make_server(name, lake, settings, options)
     # uvicorn raises the signal that stopped it once more when it is done; a clean stop is not a failure.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     at = listening.getsockname()
     shown = f"[{at[0]}]" if ":" in at[0] else at[0]
-    log.info("%s@%s: http://%s:%d, its page is /docs", name, alias, shown, at[1])
-    uvicorn.Server(config).run(sockets=[listening])
+    log.info("%s@%s: http://%s:%d, its page is /docs", name, options.alias, shown, at[1])
+    server.run(sockets=[listening])
     log.info("stopped")
