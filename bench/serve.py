@@ -21,7 +21,7 @@ from typing import Any
 from bench.child import ROOT, line
 
 NAME = "nyc-airports"
-CLIENTS = 8
+CLIENTS, PARTS = 8, 10
 VERSION = re.compile(rb'"version": (\d+)')
 
 
@@ -90,13 +90,17 @@ class Load:
                 self.failed[type(error).__name__] += 1
                 reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
                 continue
-            self.seconds.append(time.perf_counter() - began)
             found = VERSION.search(body)
             if head[9:12] != b"200" or found is None:
                 self.failed[head[9:12].decode()] += 1
-            else:
-                self.versions[int(found[1])] += 1
+                continue
+            self.seconds.append(time.perf_counter() - began)
+            self.versions[int(found[1])] += 1
         writer.close()
+
+    @property
+    def done(self) -> int:
+        return len(self.seconds) + sum(self.failed.values())
 
     def quantile(self, q: float) -> float:
         """In milliseconds."""
@@ -117,7 +121,16 @@ def get(port: int, path: str) -> bytes:
 
 def memory(port: int) -> float:
     """The server's resident memory in MB."""
-    return float(re.search(rb"process_resident_memory_bytes ([\d.e+]+)", get(port, "metrics"))[1]) / 1e6  # type: ignore[index]
+    return _metric(port, "process_resident_memory_bytes") / 1e6
+
+
+def cpu(port: int) -> float:
+    """CPU seconds of the server so far."""
+    return _metric(port, "process_cpu_seconds_total")
+
+
+def _metric(port: int, name: str) -> float:
+    return float(get(port, "metrics").decode().split(f"\n{name} ")[1].split("\n")[0])
 
 
 def start(env: dict[str, str]) -> tuple[subprocess.Popen[str], int]:
@@ -166,42 +179,40 @@ async def _measure(port: int, home: Path, versions: dict[str, int], env: dict[st
         print(f"     JSON {kind}: {count // 100 / seconds:.0f} requests per second, p50 {load.quantile(0.5):.1f} ms")
     body = (home / "frame.arrow").read_bytes()
     arrow = "application/vnd.apache.arrow.stream"
-    began = memory(port)
-    load = Load(port, request(body, arrow))
-    seconds = await load.run(count // 10)
-    early = memory(port)
-    command = [sys.executable, "-m", "stfm_pipeline", "models", "promote", NAME, str(versions["other"])]
-    moved = asyncio.create_task(_later(count * 0.4 * seconds / (count // 10), command, env))
-    seconds += await load.run(count - count // 10)
+    before, used = memory(port), cpu(port)
+    load, seconds, after = Load(port, request(body, arrow)), 0.0, []
+    promote = [sys.executable, "-m", "stfm_pipeline", "models", "promote", NAME]
+    moved = None
+    for part in range(PARTS):
+        if part == PARTS // 2:
+            moved = asyncio.create_task(_run([*promote, str(versions["other"])], env))
+        seconds += await load.run(count // PARTS)
+        after.append(memory(port))
+        print(f"     {load.done} requests: {load.done / seconds:.0f} per second, {after[-1]:.0f} MB", flush=True)
+    assert moved is not None
     await moved
-    late = memory(port)
-    await _run([*command[:-1], str(versions["champion"])], env)
+    while versions["other"] not in load.versions:
+        seconds += await load.run(CLIENTS)
+    used = (cpu(port) - used) / load.done
+    await _run([*promote, str(versions["champion"])], env)
     seen = ", ".join(f"{n} from version {v}" for v, n in sorted(load.versions.items()))
     failed = sum(load.failed.values())
     line(
-        f"{count} requests of one airport's week ({len(body)} bytes), {CLIENTS} clients on the server's cores",
-        f"{count / seconds:.0f} per second, p50 {load.quantile(0.5):.1f} ms, p99 {load.quantile(0.99):.1f} ms, "
-        f"longest {load.quantile(1):.0f} ms",
+        f"{load.done} requests of one airport's week ({len(body)} bytes), {CLIENTS} clients on the server's cores",
+        f"{load.done / seconds:.0f} per second, p50 {load.quantile(0.5):.1f} ms, p99 {load.quantile(0.99):.1f} ms, "
+        f"longest {load.quantile(1):.0f} ms; the server takes {1e3 * used:.1f} ms CPU for each",
         "100 per second",
-        count / seconds >= 100,
+        load.done / seconds >= 100,
     )
     line(
-        "the alias moves in the middle",
-        f"{failed} failed; {seen}",
-        "none failed",
-        not failed and len(load.versions) == 2,
+        "the alias moves in the middle", f"{failed} failed {dict(load.failed) or ''}; {seen}", "none failed", not failed
     )
     line(
         "memory of the server",
-        f"{began:.0f} MB at first, {early:.0f} after {count // 10}, {late:.0f} after {count} and a swap",
+        f"{before:.0f} MB at first, {after[0]:.0f} after {count // PARTS}, {after[-1]:.0f} after {count} and a swap",
         "150 MB more at most",
-        late - early < 150,
+        after[-1] - after[0] < 150,
     )
-
-
-async def _later(seconds: float, command: list[str], env: dict[str, str]) -> None:
-    await asyncio.sleep(seconds)
-    await _run(command, env)
 
 
 async def _run(command: list[str], env: dict[str, str]) -> None:

@@ -86,36 +86,36 @@ def test_version_page_and_document_say_what_a_frame_holds(start: Start, register
     assert {"Answer", "Trouble"} <= set(document["components"]["schemas"])
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"\x00\xff\xfe",
-        b"[1",
-        b"[" * 100_000,
-        b"{}",
-        b"[]",
-        b"3",
-        b'"frame"',
-        b"[1, 2]",
-        b'{"unique_id": "a"}',
-        b'{"unique_id": ["a"], "ds": []}',
-        b'[{"unique_id": "a", "ds": "2023-04-01T00:00:00Z", "count": "many", "level": 1}]',
-        b'[{"unique_id": "a", "ds": "2023-04-01T00:00:00Z", "count": 1e999, "level": 123456789012345678901234567890}]',
-        b'[{"unique_id": ["a"], "ds": {"at": 1}, "count": [1], "level": null}]',
-        b'[{"unique_id": "a", "ds": "9999-12-31T23:00:00Z", "count": 1, "level": 1}]',
-        b'[{"unique_id": "a", "ds": "-262000-01-01T00:00:00Z", "count": 1, "level": 1}]',
-        b'[{"unique_id": null, "ds": null, "count": null, "level": null}]',
-        b'[{"unique_id": "Atlantis", "ds": "2023-04-01T00:00:00Z", "count": 1, "level": 1}]',
-    ],
-)
-def test_a_body_that_is_no_frame_is_refused_with_its_reason(start: Start, body: bytes) -> None:
+NO_FRAMES = [
+    b"",
+    b"\x00\xff\xfe",
+    b"[1",
+    b"[" * 100_000,
+    b"{}",
+    b"[]",
+    b"3",
+    b'"frame"',
+    b"[1, 2]",
+    b'{"unique_id": "a"}',
+    b'{"unique_id": ["a"], "ds": []}',
+    b'[{"unique_id": "a", "ds": "2023-04-01T00:00:00Z", "count": "many", "level": 1}]',
+    b'[{"unique_id": "a", "ds": "2023-04-01T00:00:00Z", "count": 1e999, "level": 123456789012345678901234567890}]',
+    b'[{"unique_id": ["a"], "ds": {"at": 1}, "count": [1], "level": null}]',
+    b'[{"unique_id": "a", "ds": "9999-12-31T23:00:00Z", "count": 1, "level": 1}]',
+    b'[{"unique_id": "a", "ds": "-262000-01-01T00:00:00Z", "count": 1, "level": 1}]',
+    b'[{"unique_id": null, "ds": null, "count": null, "level": null}]',
+    b'[{"unique_id": "Atlantis", "ds": "2023-04-01T00:00:00Z", "count": 1, "level": 1}]',
+]
+
+
+def test_a_body_that_is_no_frame_is_refused_with_its_reason(start: Start) -> None:
     site = start()
-    for headers in (JSON, ARROW):
-        answer = site.post(body, headers)
-        assert answer.status == 422, answer.body
-        assert answer.json()["problem"]
-        assert b"Traceback" not in answer.body
+    for body in NO_FRAMES:
+        for headers in (JSON, ARROW):
+            answer = site.post(body, headers)
+            assert answer.status == 422, (body[:80], answer.body)
+            assert answer.json()["problem"]
+            assert b"Traceback" not in answer.body
     assert site.get("/ready").status == 200
 
 
