@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 import stfm_pipeline
 from stfm_pipeline.errors import FrameError, StfmError
 from stfm_pipeline.serve import bodies
+from stfm_pipeline.serve.bodies import TooLarge
 from stfm_pipeline.serve.forms import Answer, Health, LatestAnswer, Model, Ready, Trouble, Version
 from stfm_pipeline.serve.gate import Gate, refusal
 from stfm_pipeline.serve.metrics import TYPE, Metrics
@@ -59,10 +60,6 @@ class Limits:
     body: int
     rows: int
     seconds: float
-
-
-class TooLarge(Exception):
-    """A body or a frame over its limit."""
 
 
 def make_app(watch: Watch, pool: Pool, limits: Limits, metrics: Metrics, token: str | None) -> FastAPI:
@@ -106,10 +103,9 @@ def make_app(watch: Watch, pool: Pool, limits: Limits, metrics: Metrics, token: 
         entity: Annotated[list[str] | None, Query(description="Only these; may be given several times.")] = None,
     ) -> Response:
         """The forecast from the end of the data that the lake holds, for every entity."""
-        served, found = watch.served, watch.latest
-        if served is None or found is None or found[0] != served.version:
+        if watch.latest is None:
             return _not_ready(watch)
-        scored = found[1]
+        served, scored = watch.latest
         rows = scored.forecast
         if entity:
             known = set(rows["unique_id"].unique())
@@ -157,9 +153,7 @@ def make_app(watch: Watch, pool: Pool, limits: Limits, metrics: Metrics, token: 
 
 def answer(served: Served, body: bytes, form: str, zone: str | None, most: int) -> tuple[bytes, str]:
     """The body of an answer and its content type."""
-    frame, kind = bodies.read(body, form)
-    if len(frame) > most:
-        raise TooLarge(f"{len(frame)} rows", f"at most {most} rows")
+    frame, kind = bodies.read(body, form, most)
     try:
         forecast = served.forecaster.predict(frame, zone=zone)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OverflowError) as error:

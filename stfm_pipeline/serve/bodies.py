@@ -15,9 +15,23 @@ ARROW = "application/vnd.apache.arrow.stream"
 FORMS = (JSON, ARROW)
 
 
-def read(body: bytes, form: str) -> tuple[pl.DataFrame, str]:
-    """The frame in a body of content type `form`, and its kind: `rows`, `columns` or `arrow`; else a `FrameError`."""
-    return (_arrow(body), "arrow") if form == ARROW else _json(body)
+class TooLarge(Exception):
+    """What was found and what is expected of a body or a frame that is over its limit."""
+
+
+def read(body: bytes, form: str, most: int) -> tuple[pl.DataFrame, str]:
+    """The frame in a body of content type `form`, and its kind: `rows`, `columns` or `arrow`.
+
+    No frame is a `FrameError`, one of more than `most` rows is `TooLarge`.
+    """
+    frame, kind = (_arrow(body, most), "arrow") if form == ARROW else _json(body)
+    _check_length(len(frame), most)
+    return frame, kind
+
+
+def _check_length(rows: int, most: int) -> None:
+    if rows > most:
+        raise TooLarge(f"{rows} rows", f"at most {most} rows")
 
 
 def write(forecast: pl.DataFrame, kind: str, facts: dict[str, Any]) -> tuple[bytes, str]:
@@ -52,12 +66,14 @@ def _json(body: bytes) -> tuple[pl.DataFrame, str]:
     return frame, "rows" if rows else "columns"
 
 
-def _arrow(body: bytes) -> pl.DataFrame:
+def _arrow(body: bytes, most: int) -> pl.DataFrame:
     import pyarrow as pa
 
     try:
         with pa.ipc.open_stream(body) as stream:
             table = stream.read_all()
+        # Runs of one value are spelled out by polars, so they are counted before.
+        _check_length(table.num_rows, most)
         table.validate(full=True)
         frame = pl.from_arrow(table)
     except (pa.ArrowException, pl.exceptions.PolarsError, MemoryError, OSError, ValueError, TypeError) as error:

@@ -74,7 +74,7 @@ class Watch:
         self.name, self.alias, self.every = name, alias, every
         self.lake, self.settings, self.metrics = lake, settings, metrics
         self.served: Served | None = None
-        self.latest: tuple[int, Latest] | None = None
+        self.latest: tuple[Served, Latest] | None = None
         self.troubles: dict[str, str] = {}
         self._refused: tuple[int, float] | None = None
         self._scored: object = None
@@ -161,7 +161,7 @@ class Watch:
         current = (served.version, stage.data_version if stage is not None else None)
         if stage is not None and current != self._scored:
             found = latest(served.forecaster, self.name, self.lake, self.settings)
-            self.latest = (served.version, found)
+            self.latest = (served, found)
             log.info("%s: forecast from %s on", self.name, found.origin.isoformat())
         self._scored = current
         self.troubles.pop("lake", None)

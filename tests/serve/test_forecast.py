@@ -146,6 +146,11 @@ def test_bodies_rows_and_types_have_their_limits(start: Start, frame: pl.DataFra
     assert site.post(b" " * 100_001).status == 413
     few = site.post(arrow(frame), ARROW)
     assert (few.status, few.json()["expected"]) == (413, "at most 100 rows")
+    one = pa.RunEndEncodedArray.from_arrays(pa.array([2_000_000_000], pa.int32()), pa.array([1.0]))
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, pa.schema([("level", one.type)])) as stream:
+        stream.write_table(pa.table({"level": one}))
+    assert site.post(sink.getvalue(), ARROW).status == 413, "small, until it is spelled out"
     with socket.create_connection(("127.0.0.1", site.port), timeout=30) as raw:
         raw.sendall(b"POST /forecast HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
         raw.sendall(b"Transfer-Encoding: chunked\r\n\r\n" + b"C350\r\n" + b" " * 50_000 + b"\r\n")
