@@ -1,6 +1,6 @@
 """The command line. Heavy libraries are imported by the commands that need them, inside their functions."""
 
-# ruff: noqa: E501, F401, I001  (one line, in the order of `stfm --help`)
+# ruff: noqa: F401, I001  (one line, in the order of `stfm --help`)
 from stfm_pipeline.cli import (
     road,
     land,
