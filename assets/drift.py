@@ -11,7 +11,7 @@ from resources import LakeResource, TrackingResource
 from stfm_pipeline.fingerprint import code_version
 
 # The job that answers an alarm.
-ANSWER = "road"
+ANSWER = "retrain"
 CHECKS = {"measured_from_the_past_alone": "Without the last block, every earlier number is the same."}
 
 
