@@ -15,9 +15,9 @@ import polars as pl
 from stfm_pipeline.alone import alone
 from stfm_pipeline.datasets.catalog import get_dataset
 from stfm_pipeline.datasets.spec import DatasetSpec
+from stfm_pipeline.decision import CHAMPION
 from stfm_pipeline.drift.blocks import FEWEST, Record, Track, tracks
 from stfm_pipeline.drift.judge import RATE, Verdict, judge
-from stfm_pipeline.experiment.decision import CHAMPION
 from stfm_pipeline.fingerprint import code_version, fingerprint
 from stfm_pipeline.lake import Lake, Stage
 from stfm_pipeline.pages.axis import DAY_US, duration
