@@ -18,7 +18,8 @@ BATCH = 64
 def residual_tracks(record: Record, panel: Panel, champion: Forecaster) -> list[Track]:
     """Logarithm of the mean absolute error per block: whether it rose, and whether it changed.
 
-    Windows do not overlap. Parts that did not train the champion, val and gate, are the reference.
+    Windows do not overlap, and are shown as the champion's own split made it see. Val and gate, which did not train it,
+    are the reference.
     """
     import torch
 
@@ -30,10 +31,9 @@ def residual_tracks(record: Record, panel: Panel, champion: Forecaster) -> list[
     total = np.zeros((record.blocks, p.n, p.c))
     count = np.zeros((record.blocks, p.n, p.c))
     std = p.tensors["std"]
-    for chunk, window in panel.batches(origins, BATCH, ("past", "ahead")):
-        measured, observed = truth(window, p)
-        shown = panel.gather(chunk, ("past", "ahead"), champion.problem)
-        error = ((champion.forecast(shown).values - measured).abs() / std * observed).numpy()
+    for chunk, window in panel.batches(origins, BATCH, ("past", "ahead"), champion.problem):
+        target, observed = truth(window, champion.problem)
+        error = ((champion.forecast(window).values - target).abs() / std * observed).numpy()
         block = ((chunk[:, None] + torch.arange(p.horizon)) // record.block).numpy().ravel()
         np.add.at(total, block, error.reshape(-1, p.n, p.c))
         np.add.at(count, block, observed.numpy().reshape(-1, p.n, p.c))
@@ -47,8 +47,3 @@ def residual_tracks(record: Record, panel: Panel, champion: Forecaster) -> list[
         Track("errors rose", values, reference, first, least, worse=True, ratio=True),
         Track("errors changed", values, reference, first, least, ratio=True),
     ]
-
-
-def comparable(panel: Panel, champion: Forecaster) -> bool:
-    """Whether the champion answers the panel's problem, in whichever scale."""
-    return panel.problem.to_config() == champion.problem.to_config()

@@ -175,10 +175,10 @@ def measure(
 
 
 def _errors(record: Record, panel: Panel, champion: Forecaster, size: str) -> tuple[list[Track], list[str]]:
-    from stfm_pipeline.drift.residuals import comparable, residual_tracks
+    from stfm_pipeline.drift.residuals import residual_tracks
 
-    if not comparable(panel, champion):
-        return [], ["the champion answers another problem or was trained in another scale: its errors are not compared"]
+    if champion.problem.to_config() != panel.problem.to_config():
+        return [], ["the champion answers another problem than these data ask: its errors are not compared"]
     errors = residual_tracks(record, panel, champion)
     there = errors[0].reference.stop - errors[0].reference.start
     if there < FEWEST:
