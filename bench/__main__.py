@@ -15,6 +15,7 @@ PARTS = {
     "patches": "bench.patches",
     "training": "bench.training",
     "loading": "bench.loading",
+    "replay-aa": "bench.replay_aa",
 }
 
 

@@ -156,7 +156,7 @@ def test_promotion_refusal_and_rollback_move_the_aliases(copied: Settings) -> No
     assert {v["version"]: v["aliases"] for v in registry.versions(copied, "trained")}[second] == ["champion"]
     assert registry.rollback(copied, "trained")["version"] == first
     shown = registry.show(copied, "trained")
-    assert (shown["version"], shown["decision"]["reason"]) == (first, "promoted by hand")
+    assert (shown["version"], shown["decision"]["reason"]) == (first, f"rolled back from version {second}")
 
 
 def test_a_retrained_champion_meets_the_old_one_on_gate(copied: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
