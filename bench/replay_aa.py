@@ -61,7 +61,7 @@ def first_promotion(
     errors: tuple[Errors, Errors], gate: int, block: int, rng: np.random.Generator, gain: float | None
 ) -> int | None:
     """The week in which a challenger is promoted, if any; without a gain, either seed may be the champion."""
-    from stfm_pipeline.evaluate.choose import SHARE, allowance
+    from stfm_pipeline.evaluate.choose import LEAST, SHARE, allowance
     from stfm_pipeline.evaluate.metrics import paired_bootstrap
 
     champion, challenger = year(errors, gate, rng)
@@ -74,7 +74,7 @@ def first_promotion(
         pair = champion[span], challenger[span]
         ours, theirs = pair[::-1] if gain is not None or rng.random() < 0.5 else pair
         _, low, _ = paired_bootstrap(ours * (1 - (gain or 0)), theirs, block, level=level, seed=week)
-        if low > 0:
+        if low > LEAST:
             return week + 1
     return None
 
