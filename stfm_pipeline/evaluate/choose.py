@@ -74,10 +74,11 @@ def allowance(left: float | None, days: float) -> float:
 def decide(candidate: Sums, rivals: Mapping[str, Sums], block: int, level: float = SHARE * CAPACITY) -> Decision:
     """Promote only if the candidate beats every rival: the lower bound of each margin, at `level`, is above `LEAST`.
 
-    Another seed of the same model can be better for weeks on end, longer than any block, but not by much: less than
-    half a percent is no reason to change the champion (docs/retraining.md). The margin is the relative improvement in MAE, averaged over channels, on windows that chose neither. To be promoted
-    wrongly a candidate has to pass the very rival that it is no better than, so the level needs no correction for the
-    number of rivals (an intersection-union test, Berger 1982). With fewer than `MIN_BLOCKS` blocks nothing is decided.
+    The margin is the relative improvement in MAE, averaged over channels, on windows that chose neither. Another seed
+    of the same model can be better for weeks on end, longer than any block, but not by much: less than half a percent
+    is no reason to change the champion (docs/retraining.md). To be promoted wrongly a candidate has to pass the very
+    rival that it is no better than, so the level needs no correction for the number of rivals (an intersection-union
+    test, Berger 1982). With fewer than `MIN_BLOCKS` blocks nothing is decided.
     """
     blocks = candidate.windows / block
     if blocks < MIN_BLOCKS:
