@@ -15,7 +15,7 @@ from stfm_pipeline.digest import data_version
 from stfm_pipeline.errors import ContractError
 from stfm_pipeline.fingerprint import code_version, fingerprint
 from stfm_pipeline.harmonize.version import ask_for_new_split
-from stfm_pipeline.lake import Lake, Stage
+from stfm_pipeline.lake import GoneError, Lake, Stage
 from stfm_pipeline.parts import digest, landed
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.stage import NEVER, Extension, Result
@@ -133,7 +133,11 @@ def _more(dataset: Dataset, step: Step, lake: Lake, settings: Settings, publishe
     known = [c for c in changes if c is not None]
     if len(known) < len(changes):
         return None
-    return step.extend(dataset, lake, settings, published, min(known, default=NEVER))
+    try:
+        return step.extend(dataset, lake, settings, published, min(known, default=NEVER))
+    except GoneError as error:
+        log.info("%s %s: computed whole: %s", published.dataset, published.name, error.problem)
+        return None
 
 
 def check_dataset(name: str, lake: Lake, settings: Settings) -> list[dict[str, Any]]:

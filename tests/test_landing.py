@@ -17,7 +17,7 @@ from stfm_pipeline.datasets.catalog import ends, get_dataset, stop_at
 from stfm_pipeline.errors import UsageError
 from stfm_pipeline.lake import Lake
 from stfm_pipeline.parts import ASIDE, accepted, folder, landed, name_of
-from stfm_pipeline.road import stale_stages
+from stfm_pipeline.road import materialize, stale_stages
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.stage import NEVER
 
@@ -72,6 +72,7 @@ def test_what_is_written_is_in_proportion_to_what_landed(lake: Lake, settings: S
     tables = {p.parent.relative_to(lake.uri).as_posix() for p in new if p.parent.name != "manifest"}
     assert tables == {
         "live/raw/observations",
+        "live/raw/landed",
         "live/harmonized/signal",
         "live/harmonized/split",
         "live/embedded/calendar",
@@ -326,11 +327,26 @@ def test_a_dense_source_goes_on(lake: Lake, settings: Settings) -> None:
     assert np.array_equal(values, whole.select("a", "b", "c").to_numpy().astype(np.float32))
 
 
+def test_where_the_rows_before_were_swept_everything_is_computed_whole(lake: Lake, settings: Settings) -> None:
+    begin(stop=54)
+    down_the_road(lake, settings)
+    for start in (54, 53):
+        land(rows("observations", start, start + 2), f"observations-{start}.csv", lake, settings)
+        wrong = rows("observations", 53, 53.5).with_columns(level=pl.col("level") + start)
+        land(wrong, f"observations-wrong-{start}.csv", lake, settings)
+        materialize("live", "raw", lake, settings)
+    lake.sweep("live", "raw", [])
+    down_the_road(lake, settings)
+    assert since(lake) is None
+    check_whole(lake, settings)
+
+
 def test_nothing_new_is_said_to_be_nothing(lake: Lake, settings: Settings) -> None:
     begin(stop=55)
     before = down_the_road(lake, settings)
     assert land(rows("observations", 54, 55), "observations-known.csv", lake, settings)[0].accepted
     after = down_the_road(lake, settings)
     assert after["raw"].since == NEVER
-    assert [after[n].tables for n in after] == [before[n].tables for n in before]
+    assert {**after["raw"].tables, "landed": 0} == {**before["raw"].tables, "landed": 0}
+    assert [after[n].tables for n in list(after)[1:]] == [before[n].tables for n in list(before)[1:]]
     check_whole(lake, settings)
