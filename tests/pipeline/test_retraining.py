@@ -23,7 +23,8 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
 
 
 def asked(instance: dg.DagsterInstance) -> list[tuple[str | None, str | None]]:
-    result = defs.resolve_sensor_def("enough_new_data").evaluate_tick(dg.build_sensor_context(instance=instance))
+    context = dg.build_sensor_context(instance=instance, repository_def=defs.get_repository_def())
+    result = defs.resolve_sensor_def("enough_new_data").evaluate_tick(context)
     return [(r.run_key, r.partition_key) for r in result.run_requests or []]
 
 
