@@ -17,9 +17,9 @@ PARTS = {
     "patches": "bench.patches",
     "training": "bench.training",
     "loading": "bench.loading",
+    "replay-aa": "bench.replay_aa",
     "serve": "bench.serve",
     "faults": "bench.faults",
-    "replay-aa": "bench.replay_aa",
 }
 
 
