@@ -1,6 +1,6 @@
 """Speed and memory, each measured in a process of its own or side by side in one run: `make bench`.
 
-`python -m bench [road] [append] [long] [patches] [training] [loading] [faults] [--quick]`; all of them by default.
+`python -m bench [PART ...] [--quick]`; all of `PARTS` by default. `faults` counts harm instead.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from importlib import import_module
 PARTS = {
     "road": "bench.road",
     "append": "bench.append",
+    "drift": "bench.drift",
     "long": "bench.long_rows",
     "patches": "bench.patches",
     "training": "bench.training",
