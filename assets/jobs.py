@@ -7,7 +7,7 @@ from assets.common import DATASETS
 
 road = dg.define_asset_job(
     "road",
-    selection=dg.AssetSelection.all(),
+    selection=dg.AssetSelection.all() - dg.AssetSelection.assets("forecasts"),
     description="From raw data to a champion, for one dataset. Unchanged stages are reused.",
 )
 
@@ -31,10 +31,10 @@ def datasets_in_step(context: dg.SensorEvaluationContext) -> dg.SensorResult | d
 
 follow = dg.AutomationConditionSensorDefinition(
     "follow",
-    target=dg.AssetSelection.assets("raw", "harmonized", "embedded", "enriched"),
+    target=dg.AssetSelection.assets("raw", "harmonized", "embedded", "enriched", "forecasts"),
     default_status=dg.DefaultSensorStatus.RUNNING,
     minimum_interval_seconds=30,
-    description="Brings the tables of datasets that were made before up to date when something lands for them.",
+    description="Brings tables and forecasts that were made before up to date when something lands for them.",
 )
 
 jobs = [road, landing.take_in, retraining.retraining]

@@ -1,6 +1,7 @@
 """Speed and memory, each measured in a process of its own or side by side in one run: `make bench`.
 
-`python -m bench [PART ...] [--quick]`; all of `PARTS` by default. `faults` counts harm instead.
+`python -m bench [road] [append] [drift] [long] [patches] [training] [loading] [serve] [faults] [--quick]`;
+all of them by default.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ PARTS = {
     "patches": "bench.patches",
     "training": "bench.training",
     "loading": "bench.loading",
+    "serve": "bench.serve",
     "faults": "bench.faults",
 }
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 
 from stfm_pipeline.embed import temporal
 from stfm_pipeline.errors import FrameError
-from stfm_pipeline.tables import scatter, times_of, to_utc
+from stfm_pipeline.tables import to_utc
 from stfm_pipeline.windows import CALENDAR, Window, code_categories, standardize
 
 if TYPE_CHECKING:
@@ -37,18 +40,19 @@ def predict(
     _check_columns(rows, problem, id_col, time_col)
     text_times = rows.schema[time_col] == pl.String
     side = [c for c in (*problem.past, *problem.ahead) if c in rows.columns]
-    columns = [*problem.channels, *side]
     rows = rows.select(
         pl.col(id_col).cast(pl.String).alias("entity"),
         utc_times(rows, time_col, zone).alias("time"),
-        *(_number(rows, c) for c in columns),
+        *(_number(rows, c) for c in (*problem.channels, *side)),
     )
-    asked = _check_rows(rows, problem)
-    history = rows.filter(pl.any_horizontal(pl.col(problem.channels).is_not_null()))
-    origin = _origin(history, problem)
-    window = _window(rows, history, origin, forecaster.absent, problem)
-    forecast = forecaster.forecast(window)
-    nodes = [problem.entities.index(e) for e in asked]
+    asked = _check_entities(rows, problem)
+    given = _Given.of(rows, problem)
+    _check_times(rows, given, problem)
+    origin = _origin(given, problem)
+    forecast = forecaster.forecast(_window(given, origin, forecaster.absent, problem))
+    code = {e: i for i, e in enumerate(problem.entities)}
+    nodes = sorted(code[e] for e in asked)
+    asked = [problem.entities[i] for i in nodes]
     ahead = origin + np.arange(problem.horizon) * np.timedelta64(problem.step_us, "us")
     times = pl.Series(ahead).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
     out = pl.DataFrame(
@@ -141,13 +145,41 @@ def _zone(column: str, zone: str | None) -> str:
     return zone
 
 
-def _check_rows(rows: pl.DataFrame, problem: Problem) -> list[str]:
+@dataclass(frozen=True)
+class _Given:
+    """Rows as arrays (r,): step of the epoch, entity, whether any channel was measured, and each column's numbers."""
+
+    step: NDArray[np.int64]
+    node: NDArray[np.int64]
+    measured: NDArray[np.bool_]
+    numbers: dict[str, NDArray[np.float32]]
+
+    @classmethod
+    def of(cls, rows: pl.DataFrame, problem: Problem) -> _Given:
+        names = rows.columns[2:]
+        table = rows.select(
+            pl.col("time").dt.epoch("us").floordiv(problem.step_us).alias("_step"),
+            pl.col("entity").cast(_enum(problem.entities)).to_physical().cast(pl.Int64).alias("_node"),
+            pl.any_horizontal(pl.col(problem.channels).is_not_null()).alias("_measured"),
+            *(pl.col(c).cast(pl.Float32).fill_null(np.nan) for c in names),
+        )
+        step, node, measured, *numbers = (table[c].to_numpy() for c in table.columns)
+        return cls(step, node, measured, dict(zip(names, numbers, strict=True)))
+
+
+@lru_cache(maxsize=8)
+def _enum(entities: tuple[str, ...]) -> pl.Enum:
+    return pl.Enum(entities)
+
+
+def _check_entities(rows: pl.DataFrame, problem: Problem) -> list[str]:
     asked: list[str] = rows["entity"].unique(maintain_order=True).to_list()
     if None in asked or rows["time"].null_count():
         raise FrameError(
             "rows without an id or a time", found=f"{rows['entity'].null_count()} and {rows['time'].null_count()}"
         )
-    strangers = [e for e in asked if e not in problem.entities]
+    known = set(problem.entities)
+    strangers = [e for e in asked if e not in known]
     if strangers:
         near = get_close_matches(strangers[0], problem.entities, n=3)
         raise FrameError(
@@ -156,6 +188,10 @@ def _check_rows(rows: pl.DataFrame, problem: Problem) -> list[str]:
             offenders=strangers,
             fix="drop them, or retrain with them in the dataset",
         )
+    return asked
+
+
+def _check_times(rows: pl.DataFrame, given: _Given, problem: Problem) -> None:
     double = rows.select("entity", "time").is_duplicated()
     if double.any():
         bad = rows.filter(double).select("entity", "time").unique(maintain_order=True).to_dicts()
@@ -164,78 +200,94 @@ def _check_rows(rows: pl.DataFrame, problem: Problem) -> list[str]:
             expected="one row each",
             offenders=[f"{r['entity']} at {r['time']:%Y-%m-%dT%H:%MZ}" for r in bad],
         )
-    off = rows.filter(pl.col("time").dt.epoch("us") % problem.step_us != 0)
+    times = rows["time"]
+    off = times.filter(times.dt.epoch("us").to_numpy() != given.step * problem.step_us)
     if len(off):
         raise FrameError(
             "times off the model's clock",
             expected=f"multiples of {problem.step_us // 1_000_000} seconds in UTC",
-            offenders=[f"{t:%Y-%m-%dT%H:%M:%SZ}" for t in off["time"].unique().sort()],
+            offenders=[f"{t:%Y-%m-%dT%H:%M:%SZ}" for t in off.unique().sort()],
             fix="resample to the step the model was trained on",
         )
-    return [e for e in problem.entities if e in set(asked)]
 
 
-def _origin(history: pl.DataFrame, problem: Problem) -> np.datetime64:
-    if not len(history):
+def _origin(given: _Given, problem: Problem) -> np.datetime64:
+    if not given.measured.any():
         raise FrameError("no observation in the frame", expected=f"at least {problem.look_back} steps of history")
-    times = times_of(history["time"])
+    steps = given.step[given.measured]
+    first, last = (np.datetime64(int(s) * problem.step_us, "us") for s in (steps.min(), steps.max()))
     step = np.timedelta64(problem.step_us, "us")
-    origin: np.datetime64 = times.max() + step
-    span = int((origin - times.min()) / step)
+    origin: np.datetime64 = last + step
+    span = int(steps.max() - steps.min()) + 1
     if span < problem.look_back:
         raise FrameError(
             "too short a history",
             expected=f"at least {problem.look_back} steps up to the last observation",
-            found=f"{span} steps, {times.min()} to {times.max()}",
+            found=f"{span} steps, {first} to {last}",
             fix=f"start at {origin - problem.look_back * step} or earlier",
         )
     return origin
 
 
-def _window(
-    rows: pl.DataFrame, history: pl.DataFrame, origin: np.datetime64, absent: dict[str, float | None], problem: Problem
-) -> Window:
-    step = np.timedelta64(problem.step_us, "us")
-    look_back, horizon = problem.look_back, problem.horizon
-    clock = origin + np.arange(-look_back, horizon) * step
+def _window(given: _Given, origin: np.datetime64, absent: dict[str, float | None], problem: Problem) -> Window:
+    look_back, horizon, recent = problem.look_back, problem.horizon, problem.recent
     tensors = {k: v.numpy() for k, v in problem.tensors.items() if not k.startswith("adj")}
-    given = set(history["entity"].unique())
-    present = np.array([e in given for e in problem.entities])
+    index = given.step - (int(origin.astype(np.int64)) // problem.step_us - look_back)
+    present = np.zeros(problem.n, np.bool_)
+    present[given.node[given.measured]] = True
+    length = look_back + horizon
 
-    def dense(source: pl.DataFrame, times: Any, columns: tuple[str, ...]) -> tuple[Any, Any]:
-        values, observed = scatter(source, times, problem.entities, columns)
-        rowed = scatter(source.select("entity", "time", row=1.0), times, problem.entities, ("row",))[1][..., 0]
+    def dense(mine: Any, start: int, stop: int, columns: tuple[str, ...]) -> tuple[Any, Any]:
+        at = mine & (index >= start) & (index < stop)
+        step, node = index[at] - start, given.node[at]
+        rowed = np.zeros((stop - start, problem.n), np.bool_)
+        rowed[step, node] = True
+        values = np.zeros((*rowed.shape, len(columns)), np.float32)
+        observed = np.zeros(values.shape, np.bool_)
         for k, column in enumerate(columns):
+            if column not in given.numbers:
+                continue
+            found = given.numbers[column][at]
+            ok = np.isfinite(found)
+            values[step[ok], node[ok], k] = found[ok]
+            observed[step[ok], node[ok], k] = True
             fill = absent.get(column)
-            if fill is not None and observed[..., k].any():
+            if fill is not None and ok.any():
                 gap = ~rowed & present
                 values[..., k][gap], observed[..., k][gap] = fill, True
         return values, observed
 
-    values, observed = dense(history, clock[:look_back], problem.channels)
-    full = np.zeros((len(clock), problem.n, problem.c), np.float32)
+    values, observed = dense(given.measured, 0, look_back, problem.channels)
+    full = np.zeros((length, problem.n, problem.c), np.float32)
     seen = np.zeros(full.shape, np.bool_)
     full[:look_back] = standardize(values, observed, tensors["mean"], tensors["std"])
     seen[:look_back] = observed
     side = {}
-    spans = {"past": clock[look_back - problem.recent : look_back], "ahead": clock[look_back:]}
-    for name, times in spans.items():
-        columns = getattr(problem, name)
-        whole = rows.with_columns(pl.lit(None, pl.Float64).alias(c) for c in columns if c not in rows.columns)
-        block, mask = dense(whole, times, columns)
+    every = np.ones(len(index), np.bool_)
+    for name, start, stop in (("past", look_back - recent, look_back), ("ahead", look_back, length)):
+        block, mask = dense(every, start, stop, getattr(problem, name))
         side[name] = standardize(block, mask, tensors[f"{name}_mean"], tensors[f"{name}_std"])
         side[f"{name}_observed"] = mask
-    table = temporal.calendar(clock, problem.zones, problem.step_us, problem.country)
-    shape = (len(clock), len(problem.zones))
-    codes = table.select(CALENDAR).to_numpy().reshape(*shape, len(CALENDAR))
+    codes, offset = _calendar(origin, look_back, horizon, problem.zones, problem.step_us, problem.country)
     arrays = {
         "values": full,
         "observed": seen,
         "calendar": code_categories(codes, [tensors[f"seen_{f}"] for f in CALENDAR]),
-        "offset": table["offset"].to_numpy().reshape(shape).astype(np.int64),
+        "offset": offset.astype(np.int64),
         **side,
     }
     return Window(**{k: torch.from_numpy(np.ascontiguousarray(v))[None] for k, v in arrays.items()})
+
+
+# Half of a small forecast's time; those that are asked together mostly begin together.
+@lru_cache(maxsize=64)
+def _calendar(
+    origin: np.datetime64, look_back: int, horizon: int, zones: tuple[str, ...], step_us: int, country: str | None
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    clock = origin + np.arange(-look_back, horizon) * np.timedelta64(step_us, "us")
+    table = temporal.calendar(clock, zones, step_us, country)
+    shape = (len(clock), len(zones))
+    return table.select(CALENDAR).to_numpy().reshape(*shape, len(CALENDAR)), table["offset"].to_numpy().reshape(shape)
 
 
 def frame_of(panel: Panel, origin: int, entities: tuple[str, ...] | None = None) -> pl.DataFrame:
@@ -245,7 +297,7 @@ def frame_of(panel: Panel, origin: int, entities: tuple[str, ...] | None = None)
     nodes = [p.entities.index(e) for e in chosen]
     tensors = p.tensors
     look_back = slice(origin - p.look_back, origin)
-    ahead = slice(origin, origin + p.horizon) if p.ahead else slice(origin, origin)
+    ahead = slice(origin, min(origin + p.horizon, len(panel.times)) if p.ahead else origin)
     steps = [*range(look_back.start, look_back.stop), *range(ahead.start, ahead.stop)]
     columns: dict[str, Any] = {}
 

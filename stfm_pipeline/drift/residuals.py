@@ -10,7 +10,7 @@ from stfm_pipeline.drift.blocks import FEWEST_CELLS, Record, Track
 
 if TYPE_CHECKING:
     from stfm_pipeline.forecaster import Forecaster
-    from stfm_pipeline.windows import Panel, Window
+    from stfm_pipeline.windows import Panel
 
 BATCH = 64
 
@@ -18,9 +18,12 @@ BATCH = 64
 def residual_tracks(record: Record, panel: Panel, champion: Forecaster) -> list[Track]:
     """Logarithm of the mean absolute error per block: whether it rose, and whether it changed.
 
-    Windows do not overlap. Parts that did not train the champion, val and gate, are the reference.
+    Windows do not overlap, and are shown as the champion's own split made it see. Val and gate, which did not train it,
+    are the reference.
     """
     import torch
+
+    from stfm_pipeline.forecaster import truth
 
     p = panel.problem
     start, stop = panel.parts["val"].start, panel.parts["gate"].stop
@@ -28,10 +31,9 @@ def residual_tracks(record: Record, panel: Panel, champion: Forecaster) -> list[
     total = np.zeros((record.blocks, p.n, p.c))
     count = np.zeros((record.blocks, p.n, p.c))
     std = p.tensors["std"]
-    for chunk, window in panel.batches(origins, BATCH, ("past", "ahead")):
-        shown = for_champion(window, champion)
-        truth, observed = champion.truth(shown)
-        error = ((champion.forecast(shown).values - truth).abs() / std * observed).numpy()
+    for chunk, window in panel.batches(origins, BATCH, ("past", "ahead"), champion.problem):
+        target, observed = truth(window, champion.problem)
+        error = ((champion.forecast(window).values - target).abs() / std * observed).numpy()
         block = ((chunk[:, None] + torch.arange(p.horizon)) // record.block).numpy().ravel()
         np.add.at(total, block, error.reshape(-1, p.n, p.c))
         np.add.at(count, block, observed.numpy().reshape(-1, p.n, p.c))
@@ -45,15 +47,3 @@ def residual_tracks(record: Record, panel: Panel, champion: Forecaster) -> list[
         Track("errors rose", values, reference, first, least, worse=True, ratio=True),
         Track("errors changed", values, reference, first, least, ratio=True),
     ]
-
-
-def for_champion(window: Window, champion: Forecaster) -> Window:
-    """The panel's window as the champion was trained to read it; while the split is frozen, both have one scaler."""
-    return window
-
-
-def comparable(panel: Panel, champion: Forecaster) -> bool:
-    """Whether the champion answers the panel's problem in the panel's scale."""
-    mine, its = panel.problem, champion.problem
-    same = mine.to_config() == its.to_config()
-    return same and all(bool((mine.tensors[k] == its.tensors[k]).all()) for k in ("mean", "std"))

@@ -15,9 +15,9 @@ import polars as pl
 from stfm_pipeline.alone import alone
 from stfm_pipeline.datasets.catalog import get_dataset
 from stfm_pipeline.datasets.spec import DatasetSpec
+from stfm_pipeline.decision import CHAMPION
 from stfm_pipeline.drift.blocks import FEWEST, Record, Track, tracks
 from stfm_pipeline.drift.judge import RATE, Verdict, judge
-from stfm_pipeline.experiment.decision import CHAMPION
 from stfm_pipeline.fingerprint import code_version, fingerprint
 from stfm_pipeline.lake import Lake, Stage
 from stfm_pipeline.pages.axis import DAY_US, duration
@@ -175,10 +175,10 @@ def measure(
 
 
 def _errors(record: Record, panel: Panel, champion: Forecaster, size: str) -> tuple[list[Track], list[str]]:
-    from stfm_pipeline.drift.residuals import comparable, residual_tracks
+    from stfm_pipeline.drift.residuals import residual_tracks
 
-    if not comparable(panel, champion):
-        return [], ["the champion answers another problem or was trained in another scale: its errors are not compared"]
+    if champion.problem.to_config() != panel.problem.to_config():
+        return [], ["the champion answers another problem than these data ask: its errors are not compared"]
     errors = residual_tracks(record, panel, champion)
     there = errors[0].reference.stop - errors[0].reference.start
     if there < FEWEST:

@@ -16,7 +16,7 @@ from fixtures.synthetic import make_spec, tables
 from typer.testing import CliRunner
 
 from definitions import defs
-from stfm_pipeline import experiment, points, registry
+from stfm_pipeline import decision, points, registry, scoring, training
 from stfm_pipeline.cli import app
 from stfm_pipeline.datasets.spec import Dataset, Embed
 from stfm_pipeline.digest import data_version
@@ -217,9 +217,9 @@ def test_the_champions_errors_rise_and_the_sensor_asks_once(
 ) -> None:
     make(raised)
     for system in ("constant", "seasonal-naive", "dlinear"):
-        experiment.train_system("weeks", system, lake, settings, progress=False)
-    experiment.evaluate_dataset("weeks", lake, settings)
-    experiment.crown("weeks", lake, settings)
+        training.train_system("weeks", system, lake, settings, progress=False)
+    scoring.evaluate_dataset("weeks", lake, settings)
+    decision.crown("weeks", lake, settings)
     registry.promote(settings, "weeks", 1)
     sensor = defs.resolve_sensor_def("retrain_on_drift")
     assert sensor.default_status == dg.DefaultSensorStatus.STOPPED

@@ -57,7 +57,7 @@ def test_a_users_broken_system_files_do_not_keep_the_location_from_loading(setti
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert out.returncode == 0, out.stderr
-    keys = sorted([*DATA, *SYSTEMS, "coded", "syntax", "evaluated", "champion", "drift", "landed"])
+    keys = sorted([*DATA, *SYSTEMS, "coded", "syntax", "evaluated", "champion", "drift", "forecasts", "landed"])
     assert out.stdout.strip() == str(keys)
 
 
@@ -77,10 +77,11 @@ def test_the_asset_graph_is_the_road() -> None:
         "evaluated": ("downstream_tasks", SYSTEMS),
         "champion": ("downstream_tasks", ["evaluated"]),
         "drift": ("downstream_tasks", ["champion", "enriched"]),
+        "forecasts": ("downstream_tasks", ["champion", "enriched"]),
     }
     assert found == expected
     checks = {k.asset_key.to_user_string() for k in graph.asset_check_keys}
-    assert checks == {*DATA, *SYSTEMS, "evaluated", "drift"}
+    assert checks == {*DATA, *SYSTEMS, "evaluated", "drift", "forecasts"}
     for key in graph.get_all_asset_keys():
         node = graph.get(key)
         assert node.description
@@ -152,8 +153,9 @@ def test_a_failed_check_leaves_no_materialisation_and_nothing_below_runs(
 def test_the_whole_road_to_a_decision(
     instance: dg.DagsterInstance, synthetic: Dataset, lake: Lake, settings: Settings
 ) -> None:
-    result = run(instance, [*DATA, "constant", "historical_median", "dlinear", "evaluated", "champion"])
+    result = run(instance, [*DATA, "constant", "historical_median", "dlinear", "evaluated", "champion", "forecasts"])
     assert result.success
+    assert len(lake.read(lake.require("synthetic", "forecasts"), "forecasts")) == 6 * 12
     decided = lake.require("synthetic", "champion").facts
     assert decided["system"] == "dlinear"
     event = instance.get_latest_materialization_event(dg.AssetKey("evaluated"))

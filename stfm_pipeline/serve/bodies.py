@@ -1,0 +1,88 @@
+"""Frames as bodies: rows or columns in JSON, and Arrow IPC; an answer has the form of its question."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import polars as pl
+
+from stfm_pipeline.errors import FrameError
+
+JSON = "application/json"
+ARROW = "application/vnd.apache.arrow.stream"
+FORMS = (JSON, ARROW)
+
+
+class TooLarge(Exception):
+    """What was found and what is expected of a body or a frame that is over its limit."""
+
+
+def read(body: bytes, form: str, most: int) -> tuple[pl.DataFrame, str]:
+    """The frame in a body of content type `form`, and its kind: `rows`, `columns` or `arrow`.
+
+    No frame is a `FrameError`, one of more than `most` rows is `TooLarge`.
+    """
+    frame, kind = (_arrow(body, most), "arrow") if form == ARROW else _json(body)
+    _check_length(len(frame), most)
+    return frame, kind
+
+
+def _check_length(rows: int, most: int) -> None:
+    if rows > most:
+        raise TooLarge(f"{rows} rows", f"at most {most} rows")
+
+
+def write(forecast: pl.DataFrame, kind: str, facts: dict[str, Any]) -> tuple[bytes, str]:
+    """An answer and its content type: `facts` as fields beside `forecast`, in Arrow as the metadata `stfm`."""
+    if kind == "arrow":
+        import pyarrow as pa
+
+        table = forecast.to_arrow().replace_schema_metadata({"stfm": json.dumps(facts)})
+        sink = io.BytesIO()
+        with pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+        return sink.getvalue(), ARROW
+    shown = forecast.with_columns(pl.col(pl.Datetime).dt.strftime("%Y-%m-%dT%H:%M:%SZ"))
+    body = shown.write_json() if kind == "rows" else json.dumps(shown.to_dict(as_series=False))
+    return f'{json.dumps(facts)[:-1]}, "forecast": {body}}}'.encode(), JSON
+
+
+def _json(body: bytes) -> tuple[pl.DataFrame, str]:
+    expected = "a list of rows [{...}, ...] or an object of columns {name: [...], ...}"
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise FrameError("the body is not JSON", expected=expected, found=str(error)) from None
+    rows = isinstance(found, list) and all(isinstance(row, dict) for row in found)
+    columns = isinstance(found, dict) and all(isinstance(column, list) for column in found.values())
+    if not found or not (rows or columns):
+        raise FrameError("the body holds no frame", expected=expected, found=f"{type(found).__name__}: {body[:60]!r}")
+    try:
+        frame = pl.from_dicts(found, infer_schema_length=None) if rows else pl.DataFrame(found)
+    except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
+        raise FrameError("values of one column do not go together", expected=expected, found=_first(error)) from None
+    return frame, "rows" if rows else "columns"
+
+
+def _arrow(body: bytes, most: int) -> pl.DataFrame:
+    import pyarrow as pa
+
+    try:
+        with pa.ipc.open_stream(body) as stream:
+            table = stream.read_all()
+        # Runs of one value are spelled out by polars, so they are counted before.
+        _check_length(table.num_rows, most)
+        table.validate(full=True)
+        frame = pl.from_arrow(table)
+    except (pa.ArrowException, pl.exceptions.PolarsError, MemoryError, OSError, ValueError, TypeError) as error:
+        raise FrameError(
+            "the body is not an Arrow IPC stream", expected="frame.write_ipc_stream(file)", found=_first(error)
+        ) from None
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
