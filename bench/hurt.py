@@ -156,10 +156,11 @@ def refuse_writes() -> None:
 
 
 def content(lake: Any, stage: Any) -> str:
-    """Identity of a stage's tables; raw facts also say when a file was taken."""
+    """Identity of a stage's rows, without when files were taken."""
     from stfm_pipeline.digest import data_version
+    from stfm_pipeline.parts import LANDED
 
-    return data_version({t: lake.read(stage, t) for t in stage.tables}, {})
+    return data_version({t: lake.read(stage, t) for t in stage.tables if t != LANDED}, {})
 
 
 def state(phase: str) -> dict[str, Any]:
@@ -211,7 +212,7 @@ def read(known: dict[str, list[str]]) -> None:
             tables = {t: lake.read(stage, t) for t in stage.tables} if stage is not None else {}
             good = stage is None or data_version(tables, stage.facts) == stage.data_version
             if stage is not None and name in known:
-                good = good and data_version(tables, {}) in known[name]
+                good = good and content(lake, stage) in known[name]
             said = "" if good else f"{name}: not a version that was published"
         except Exception as error:
             said = f"{name}: {type(error).__name__}: {str(error).splitlines()[0]}"
