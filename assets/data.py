@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from assets.common import DATASETS, events, relay_logs, table_metadata
-from resources import LakeResource, TrackingResource
+from resources import ComputeResource, LakeResource, TrackingResource
 from stfm_pipeline.fingerprint import code_version
 from stfm_pipeline.road import materialize
 from stfm_pipeline.steps import STEPS, Step
@@ -54,11 +54,13 @@ def stage_asset(step: Step) -> dg.AssetsDefinition:
         kinds={"polars", "deltalake"},
     )
     def asset(
-        context: dg.AssetExecutionContext, lake: LakeResource, tracking: TrackingResource
+        context: dg.AssetExecutionContext, lake: LakeResource, tracking: TrackingResource, compute: ComputeResource
     ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
         tables = lake.open()
         with relay_logs(context):
-            outcome = materialize(context.partition_key, step.name, tables, tracking.settings())
+            outcome = materialize(
+                context.partition_key, step.name, tables, tracking.settings(), new_split=compute.new_split
+            )
         yield from events(context, step.name, list(CHECKS[step.name]), outcome, table_metadata(tables, outcome))
 
     return asset

@@ -7,8 +7,9 @@ import dagster as dg
 
 from assets.common import DATASETS, events, relay_logs
 from resources import LakeResource, TrackingResource
-from stfm_pipeline.experiment import crown, evaluate_dataset
+from stfm_pipeline.decision import crown
 from stfm_pipeline.fingerprint import code_version
+from stfm_pipeline.scoring import evaluate_dataset
 from stfm_pipeline.systems.catalog import module_names
 
 
@@ -64,8 +65,13 @@ def champion(
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
     with relay_logs(context):
         outcome = crown(context.partition_key, lake.open(), tracking.settings())
-    facts = outcome.stage.facts if outcome.stage is not None else {}
-    yield from events(context, "champion", [], outcome, {k: str(v) for k, v in facts.items() if k != "licence"})
+    facts = dict(outcome.stage.facts) if outcome.stage is not None else {}
+    decision = facts.pop("decision", {})
+    margins = [dg.TableRecord(m) for m in decision.get("margins", [])]
+    metadata: dict[str, object] = {k: str(v) for k, v in facts.items() if k != "licence"}
+    metadata |= {k: decision[k] for k in ("number", "level", "left", "block", "blocks", "draws") if k in decision}
+    metadata |= {"margins": dg.MetadataValue.table(margins)} if margins else {}
+    yield from events(context, "champion", [], outcome, metadata)
 
 
 assets = [evaluated, champion]

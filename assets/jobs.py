@@ -1,8 +1,8 @@
-"""The whole road as a job, weekly retraining (off until switched on), and the dataset partitions kept in step."""
+"""The whole road as a job, and the dataset partitions kept in step."""
 
 import dagster as dg
 
-from assets import landing
+from assets import landing, retraining
 from assets.common import DATASETS
 
 road = dg.define_asset_job(
@@ -10,22 +10,6 @@ road = dg.define_asset_job(
     selection=dg.AssetSelection.all() - dg.AssetSelection.assets("forecasts"),
     description="From raw data to a champion, for one dataset. Unchanged stages are reused.",
 )
-
-
-@dg.schedule(
-    job=road,
-    cron_schedule="0 3 * * 1",
-    execution_timezone="UTC",
-    default_status=dg.DefaultScheduleStatus.STOPPED,
-    description="Every Monday 03:00 UTC, each dataset that has a champion is brought up to date and retrained.",
-)
-def weekly_retraining(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
-    from resources import LakeResource
-
-    lake = LakeResource().open()
-    names = context.instance.get_dynamic_partitions("dataset")
-    trained = [n for n in names if lake.stage(n, "champion") is not None]
-    return [dg.RunRequest(run_key=None, partition_key=name) for name in trained]
 
 
 @dg.sensor(
@@ -53,6 +37,6 @@ follow = dg.AutomationConditionSensorDefinition(
     description="Brings tables and forecasts that were made before up to date when something lands for them.",
 )
 
-jobs = [road, landing.take_in]
-schedules = [weekly_retraining]
-sensors = [datasets_in_step, landing.landing, follow]
+jobs = [road, landing.take_in, retraining.retraining]
+schedules = [retraining.weekly_retraining]
+sensors = [datasets_in_step, landing.landing, retraining.enough_new_data, follow]

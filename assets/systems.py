@@ -6,9 +6,9 @@ import dagster as dg
 
 from assets.common import DATASETS, events, relay_logs
 from resources import ComputeResource, LakeResource, TrackingResource
-from stfm_pipeline.experiment import TRAINING_CODE, train_system
 from stfm_pipeline.fingerprint import code_version
 from stfm_pipeline.systems.catalog import code_of, module_names
+from stfm_pipeline.training import TRAINING_CODE, train_system
 
 
 def system_asset(module: str) -> dg.AssetsDefinition:
@@ -40,12 +40,14 @@ def system_asset(module: str) -> dg.AssetsDefinition:
                 tracking.settings(),
                 budget=compute.budget,
                 device=compute.device,
+                start=compute.start or None,
             )
         metadata: dict[str, object] = {}
         if outcome.stage is not None:
             seeds = outcome.stage.facts["seeds"]
             metadata = {
                 "models": dg.MetadataValue.json({f"seed {s['seed']}": s["uri"] for s in seeds}),
+                "started": seeds[0]["started"],
                 "training_seconds": sum(s["seconds"] for s in seeds),
                 "peak_mb": max(s["peak_mb"] for s in seeds),
             }

@@ -28,10 +28,10 @@ VERSION = re.compile(rb'"version": (\d+)')
 def prepare(home: str) -> None:
     """A home with a champion and a second version, and one airport's frame as an Arrow stream."""
     from stfm_pipeline import registry
-    from stfm_pipeline.experiment import stage_of
     from stfm_pipeline.lake import Lake
     from stfm_pipeline.predict import frame_of
     from stfm_pipeline.settings import Settings
+    from stfm_pipeline.training import stage_of
     from stfm_pipeline.windows import load_panel
 
     settings = Settings()

@@ -95,7 +95,8 @@ def panel() -> Panel:
     arrays = replace(arrays, values=values, calendar=calendar[:, None].contiguous())
     first, second = int(0.7 * steps), int(0.8 * steps)
     parts = {"train": slice(0, first), "val": slice(first, second), "test": slice(second, steps)}
-    return Panel(facts, arrays, parts, clock.numpy(), {}, torch.ones(steps, dtype=torch.bool))  # type: ignore[arg-type]
+    seen = torch.ones(steps, dtype=torch.bool)
+    return Panel(facts, arrays, parts, clock.numpy(), {}, seen, arrays.calendar - 1)  # type: ignore[arg-type]
 
 
 def operations(data: Panel) -> float:

@@ -29,10 +29,16 @@ class TrackingResource(dg.ConfigurableResource):
 
 
 class ComputeResource(dg.ConfigurableResource):
-    """What trains: `auto`, `cpu`, `cuda` or `mps`, and how much (`quick`, `standard`, `full`)."""
+    """What trains: `auto`, `cpu`, `cuda` or `mps`, how much (`quick`, `standard`, `full`), and from where.
+
+    `start`: `warm` from the champion's weights, `scratch`, or empty for whichever is there. `new_split` has the split
+    drawn anew.
+    """
 
     device: str = "auto"
     budget: str = "quick"
+    start: str = ""
+    new_split: bool = False
 
 
 RESOURCES = {

@@ -39,6 +39,12 @@ def in_data_units(standard: Float[Tensor, "*t n c"], problem: Problem) -> Float[
     return torch.where(values.abs() < 1e-5 * std, 0.0, values)
 
 
+def truth(window: Window, problem: Problem) -> tuple[Tensor, Tensor]:
+    """The hidden targets of a window of this problem in data units, and which of them are observed."""
+    _, target = hide(window, problem.look_back)
+    return in_data_units(target.values, problem), target.observed
+
+
 @dataclass
 class Forecaster:
     """Applies a system's module to windows and turns its answer into data units with intervals.
@@ -70,11 +76,6 @@ class Forecaster:
     def _clip(self, values: Tensor) -> Tensor:
         lows = [-torch.inf if m is None else m for m in self.problem.minimum]
         return values.clamp(min=torch.tensor(lows, dtype=values.dtype))
-
-    def truth(self, window: Window) -> tuple[Tensor, Tensor]:
-        """The hidden targets in data units and which of them are observed."""
-        _, target = hide(window, self.problem.look_back)
-        return in_data_units(target.values, self.problem), target.observed
 
     def predict(self, frame: Any, **columns: Any) -> Any:
         """Forecast from a long frame of recent observations; see `stfm_pipeline.predict.predict`."""

@@ -234,7 +234,6 @@ class Lake:
         named = [*keep, *([current.tables] if current else [])]
         freed = 0
         for path in sorted(p.parent for p in root.glob("*/_delta_log")):
-            table = self._table(str(path))
             if path.name == MANIFEST:
                 versions = [self._table(str(path)).version()]
             else:
@@ -324,8 +323,8 @@ class Lake:
     def connect(self) -> duckdb.DuckDBPyConnection:
         """A DuckDB connection that sees every current table as `<dataset>.<stage>[_<table>]` and nothing outside.
 
-        Hyphens become underscores, and a name that DuckDB keeps for itself gets one at its end. A stage with a dense
-        signal gets a long view under the stage's own name.
+        Hyphens become underscores, and a name that DuckDB keeps for itself gets one at its end. The stage's own name is
+        that of a table called like it, and of the long view of a dense signal.
         """
         import duckdb
 
@@ -341,7 +340,7 @@ class Lake:
                     path = self._path(folder.name, stage.name, table)
                     source = f"_{schema}_{stage.name}_{table}".replace("-", "_")
                     connection.register(source, self._table(path, version).to_pyarrow_dataset())
-                    view = f"{stage.name}_{table}".replace("-", "_")
+                    view = (stage.name if table == stage.name else f"{stage.name}_{table}").replace("-", "_")
                     connection.execute(f'create view "{schema}"."{view}" as select * exclude ({ROW}) from "{source}"')
             for stage in stages:
                 if main := _long_view(stage, schema):

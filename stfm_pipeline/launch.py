@@ -93,7 +93,7 @@ def _make_instance(home: Path) -> None:
         shutil.rmtree(scratch)
 
 
-def materialize(dataset: str, assets: Sequence[str], compute: dict[str, str], settings: Settings) -> None:
+def materialize(dataset: str, assets: Sequence[str], compute: dict[str, str | bool], settings: Settings) -> None:
     """Materialise assets of one dataset into the same instance that the UI shows; raises if the run fails."""
     root = require_root()
     command = [sys.executable, "-m", "assets", dataset, ",".join(assets), json.dumps(compute)]

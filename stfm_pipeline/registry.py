@@ -7,6 +7,7 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from stfm_pipeline.alone import alone
 from stfm_pipeline.errors import StfmError, UsageError
-from stfm_pipeline.evaluate.choose import Decision
+from stfm_pipeline.evaluate.choose import Decision, allowance
 from stfm_pipeline.forecaster import Forecaster
 from stfm_pipeline.points import reached
 from stfm_pipeline.settings import Settings
@@ -22,6 +23,7 @@ from stfm_pipeline.settings import Settings
 log = logging.getLogger("stfm")
 CHAMPION, CHALLENGER = "champion", "challenger"
 ARTIFACT = "forecaster"
+HISTORY = "decision_"
 REQUIREMENTS = (
     "mlflow",
     "torch",
@@ -221,17 +223,49 @@ def champion_version(settings: Settings, dataset: str, alias: str = CHAMPION) ->
         return None
 
 
-def apply_decision(settings: Settings, dataset: str, number: int, decision: Decision) -> None:
-    """Write the decision on the version, then move the alias: champion if promoted, challenger if refused."""
+def decisions(settings: Settings, dataset: str) -> list[dict[str, Any]]:
+    """Every change of the crown and every refusal, newest first: decided on gate, by hand, or rolled back."""
+    found = connect(settings).search_registered_models(f"name='{dataset}'")
+    rows = [json.loads(v) for m in found for k, v in m.tags.items() if k.startswith(HISTORY)]
+    return sorted(rows, key=lambda r: -int(r["number"]))
+
+
+def allowed(history: list[dict[str, Any]], until: str) -> float:
+    """The chance of error there is for decisions on data up to `until`: see `choose.allowance`.
+
+    Time since the last decision passes by the clock or by the data, whichever is faster.
+    """
+    last = next((d for d in history if d.get("left") is not None), None)
+    if last is None:
+        return allowance(None, 0)
+    by_clock = datetime.now(UTC) - datetime.fromisoformat(last["decided_at"])
+    by_data = datetime.fromisoformat(until) - datetime.fromisoformat(last["until"])
+    return allowance(float(last["left"]), max(by_clock, by_data).total_seconds() / 86400)
+
+
+def apply_decision(
+    settings: Settings, dataset: str, number: int, decision: Decision, kind: str = "decided", **known: Any
+) -> dict[str, Any]:
+    """Write the decision on the version and into the history, then move the alias: champion, or challenger if refused.
+
+    Evidence that was decided on before makes no new entry, so that a crash in between costs nothing. Returns the entry.
+    """
     client = connect(settings)
-    stamp = datetime.now(UTC).isoformat(timespec="seconds")
-    record = {"promote": decision.promote, "reason": decision.reason, "margins": decision.margins, "decided_at": stamp}
+    history = decisions(settings, dataset)
+    evidence = known.get("evidence")
+    record = next((d for d in history if evidence is not None and d.get("evidence") == evidence), None)
+    if record is None:
+        stamp = datetime.now(UTC).isoformat(timespec="seconds")
+        place = {"number": 1 + max((int(d["number"]) for d in history), default=0), "kind": kind, "version": number}
+        record = {**place, **asdict(decision), **known, "decided_at": stamp}
+        client.set_registered_model_tag(dataset, f"{HISTORY}{record['number']:06d}", json.dumps(record))
     client.set_model_version_tag(dataset, number, "decision", json.dumps(record))
     if decision.promote:
-        _crown(client, dataset, number, stamp)
+        _crown(client, dataset, number, record["decided_at"])
     else:
         client.set_registered_model_alias(dataset, CHALLENGER, str(number))
         reached("alias")
+    return record
 
 
 def _crown(client: Any, dataset: str, number: int, stamp: str) -> None:
@@ -260,6 +294,7 @@ def versions(settings: Settings, dataset: str | None = None) -> list[dict[str, A
                     "version": int(v.version),
                     "aliases": aliases.get(str(v.version), []),
                     "system": v.tags.get("system"),
+                    "started": v.tags.get("started"),
                     "licence": v.tags.get("licence"),
                     "uri": f"models:/{model.name}/{v.version}",
                     "run_id": v.run_id,
@@ -299,20 +334,25 @@ def show(settings: Settings, dataset: str, number: int | None = None) -> dict[st
 def promote(settings: Settings, dataset: str, number: int) -> dict[str, Any]:
     """Make a version champion by hand; the decision says so."""
     show(settings, dataset, number)
-    decision = Decision(True, "promoted by hand")
-    apply_decision(settings, dataset, number, decision)
-    return show(settings, dataset, number)
+    return _by_hand(settings, dataset, number, "promoted by hand", "by hand")
 
 
 def rollback(settings: Settings, dataset: str) -> dict[str, Any]:
     """Give the crown back to the version that wore it before the present champion."""
-    rows = versions(settings, dataset)
-    now = next((r for r in rows if CHAMPION in r["aliases"]), None)
-    before = sorted((r for r in rows if r["crowned_at"] and r is not now), key=lambda r: str(r["crowned_at"]))
-    if now is None or not before:
-        raise UsageError(f"'{dataset}' has no earlier champion to roll back to")
-    target = before[-1]["version"]
-    client = connect(settings)
-    client.delete_model_version_tag(dataset, str(now["version"]), "crowned_at")
-    client.set_registered_model_alias(dataset, CHAMPION, str(target))
-    return show(settings, dataset, target)
+    worn: list[int] = []
+    for row in reversed(decisions(settings, dataset)):
+        if row["kind"] == "rollback":
+            worn = worn[:-1]
+        elif row["promote"] and worn[-1:] != [row["version"]]:
+            worn.append(row["version"])
+    if len(worn) < 2:
+        raise UsageError(
+            f"'{dataset}' has no earlier champion to roll back to", fix=f"`stfm models decisions {dataset}`"
+        )
+    return _by_hand(settings, dataset, worn[-2], f"rolled back from version {worn[-1]}", "rollback")
+
+
+def _by_hand(settings: Settings, dataset: str, number: int, reason: str, kind: str) -> dict[str, Any]:
+    with alone(settings.lock(dataset, CHAMPION), f"deciding on the champion of {dataset}"):
+        apply_decision(settings, dataset, number, Decision(True, reason), kind)
+    return show(settings, dataset, number)

@@ -20,13 +20,13 @@ from stfm_pipeline.alone import alone
 from stfm_pipeline.datasets.catalog import get_dataset
 from stfm_pipeline.datasets.spec import Benchmark, DatasetSpec
 from stfm_pipeline.errors import UsageError
-from stfm_pipeline.experiment import Plan, fresh, training_plan
 from stfm_pipeline.fingerprint import code_version, fingerprint
 from stfm_pipeline.lake import Lake, Stage
 from stfm_pipeline.road import ROAD
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.systems.catalog import select_systems
 from stfm_pipeline.systems.spec import System
+from stfm_pipeline.training import Plan, fresh, training_plan
 
 log = logging.getLogger("stfm")
 EVALUATION_CODE = ("stfm_pipeline.evaluate.metrics", "stfm_pipeline.evaluate.run")

@@ -14,6 +14,7 @@ from stfm_pipeline.datasets.spec import Dataset
 from stfm_pipeline.digest import data_version
 from stfm_pipeline.errors import ContractError
 from stfm_pipeline.fingerprint import code_version, fingerprint
+from stfm_pipeline.harmonize.version import ask_for_new_split
 from stfm_pipeline.lake import Lake, Stage
 from stfm_pipeline.parts import digest, landed
 from stfm_pipeline.settings import Settings
@@ -72,12 +73,19 @@ def stale_stages(name: str, lake: Lake, until: str = "enriched") -> list[str]:
     return stale
 
 
-def materialize(name: str, stage: str, lake: Lake, settings: Settings, force: bool = False) -> Outcome:
+def materialize(
+    name: str, stage: str, lake: Lake, settings: Settings, force: bool = False, new_split: bool = False
+) -> Outcome:
     """Compute, check and publish one stage; an unchanged one is reused, one that fails a check is not published.
 
-    One process at a time works on the tables of a dataset.
+    One process at a time works on the tables of a dataset. `new_split` has the split drawn anew where there is more
+    than it was drawn on.
     """
     with alone(settings.lock(name, ROAD), f"working on the tables of {name}"):
+        if new_split and stage == "harmonized":
+            published, wanted = lake.stage(name, stage), current_fingerprint(get_dataset(name), STEPS[stage], lake)
+            growing = published is not None and wanted is not None and wanted[0] != published.fingerprint
+            ask_for_new_split(get_dataset(name).spec, published, growing, settings)
         return _materialize(name, stage, lake, settings, force)
 
 
@@ -125,7 +133,11 @@ def _more(dataset: Dataset, step: Step, lake: Lake, settings: Settings, publishe
     known = [c for c in changes if c is not None]
     if len(known) < len(changes):
         return None
-    return step.extend(dataset, lake, settings, published, min(known, default=NEVER))
+    try:
+        return step.extend(dataset, lake, settings, published, min(known, default=NEVER))
+    except FileNotFoundError:
+        # The version it was made from has been swept.
+        return None
 
 
 def check_dataset(name: str, lake: Lake, settings: Settings) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import polars as pl
 
 from stfm_pipeline.datasets.spec import Dataset, DatasetSpec
 from stfm_pipeline.errors import ContractError
+from stfm_pipeline.harmonize.version import split_version
 from stfm_pipeline.lake import Lake, Stage
 from stfm_pipeline.parts import LANDED, Part, digest, landed, table
 from stfm_pipeline.settings import Settings
@@ -161,17 +162,23 @@ def _split_rule(spec: DatasetSpec) -> dict[str, Any]:
 
 
 def _frozen(dataset: Dataset, lake: Lake) -> pl.DataFrame | None:
-    """The split that was drawn before by the same shares."""
+    """The split that was drawn before by the same shares, unless a new version of it is asked for."""
     earlier, rule = lake.stage(dataset.spec.name, "harmonized"), _split_rule(dataset.spec)
     drawn = earlier is not None and earlier.facts.get("split_rule") == rule and rule["counts"] is None
+    drawn = drawn and earlier is not None and earlier.facts.get("split_version", 1) == split_version(dataset.spec.name)
     return lake.read(earlier, "split") if earlier is not None and drawn else None
 
 
 def _harmonized(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
     from stfm_pipeline.harmonize.run import harmonize
 
-    result = harmonize(dataset.spec, _tables(lake, dataset.spec.name, "raw"), _frozen(dataset, lake))
-    return Result(result.tables, {**result.facts, "split_rule": _split_rule(dataset.spec)}, result.checks)
+    name, frozen = dataset.spec.name, _frozen(dataset, lake)
+    result = harmonize(dataset.spec, _tables(lake, name, "raw"), frozen)
+    drawn = result.facts["end"]
+    if frozen is not None and frozen["start"].equals(result.tables["split"]["start"]):
+        drawn = lake.require(name, "harmonized").facts.get("split_drawn", drawn)
+    facts = {"split_rule": _split_rule(dataset.spec), "split_version": split_version(name), "split_drawn": drawn}
+    return Result(result.tables, {**result.facts, **facts}, result.checks)
 
 
 def _more_harmonized(dataset: Dataset, lake: Lake, settings: Settings, old: Stage, since: datetime) -> Extension | None:
@@ -260,6 +267,12 @@ def _raw_config(spec: DatasetSpec) -> Any:
     return [_pick("name", "channels", "zone", "licence", "end")(spec), sources, read]
 
 
+def _harmonized_config(spec: DatasetSpec) -> Any:
+    """A split that is asked for anew makes everything from here on anew."""
+    picked = _pick("channels", "zone", "harmonize", "split", "task", "facts", "end")(spec)
+    return [picked, split_version(spec.name)]
+
+
 def _pick(*fields: str) -> Callable[[DatasetSpec], Any]:
     return lambda spec: spec.model_dump(mode="json", include=set(fields))
 
@@ -284,7 +297,7 @@ STEPS: dict[str, Step] = {
             "on its training part.",
             ("raw",),
             (*GROUND, "stfm_pipeline.harmonize"),
-            _pick("channels", "zone", "harmonize", "split", "task", "facts", "end"),
+            _harmonized_config,
             _harmonized,
             _more_harmonized,
         ),

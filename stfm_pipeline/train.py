@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -288,11 +288,14 @@ def fit(
     progress: bool | None = None,
     training: Training | None = None,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Fitted:
     """Build and fit a system on the training part, stopping early on val.
 
     `work` keeps a checkpoint per epoch and resumes from it after a kill. Closed-form systems call their own `fit`.
-    `precision` is that of the training steps: `auto` is the system's own wish where the device runs bf16 natively.
+    `weights` are parameters to start from (see `misfit`) instead of the seed's own; what a module keeps of its problem
+    stays the new one's. `precision` is that of the training steps: `auto` is the system's own wish where the device
+    runs bf16 natively.
     On a CPU it uses torch's threads (`OMP_NUM_THREADS`): one is often faster than two where the batches are small.
     Raises `MetricError` on a forecast that is not finite or has another shape.
     """
@@ -305,11 +308,25 @@ def fit(
             module.fit(panel)  # type: ignore[operator]
             module.eval()
             return Fitted(module, time.perf_counter() - began, _peak_mb(), 0, [], float("nan"))
+        if weights is not None:
+            with torch.no_grad():
+                for name, parameter in module.named_parameters():
+                    parameter.copy_(weights[name])
         device = pick_device(device)
         chosen = pick_precision(precision, rule.precision, device)
         curve, val = _drive(system, module, panel, budget, rule, seed, device, chosen, work, report, progress)
     module.eval()
     return Fitted(module, time.perf_counter() - began, _peak_mb(), len(curve), curve, val, chosen)
+
+
+def misfit(module: nn.Module, weights: Mapping[str, Tensor]) -> str | None:
+    """Why a module cannot start from these parameters, or None."""
+    wanted, given = ({k: tuple(v.shape) for k, v in w.items()} for w in (dict(module.named_parameters()), weights))
+    other = [k for k in sorted(wanted.keys() | given.keys()) if wanted.get(k) != given.get(k)]
+    if not other:
+        return None
+    first = other[0]
+    return f"its weights do not fit: {first} is {given.get(first, 'not there')}, now {wanted.get(first, 'not there')}"
 
 
 def _drive(

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 
 CODE = (__name__, "stfm_pipeline.tables", "stfm_pipeline.harmonize.scaler")
 CALENDAR = ("tod", "dow", "holiday")
+STATISTICS = (
+    *(f"{side}{k}" for side in ("", "past_", "ahead_") for k in ("mean", "std")),
+    *(f"seen_{f}" for f in CALENDAR),
+)
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,7 @@ def _slices(array: Tensor, first: Tensor, length: int) -> Tensor:
 class Panel:
     """A dataset ready for training: its problem, its arrays, its parts, and the step starts of its clock.
 
-    `seen` marks the steps at which anything was observed.
+    `seen` marks the steps at which anything was observed; `codes` are calendar categories before training's own coding.
     """
 
     problem: Problem
@@ -164,6 +168,7 @@ class Panel:
     times: NDArray[Any]
     inputs: dict[str, str]
     seen: Bool[Tensor, " t"]
+    codes: Int[Tensor, "t z k"]
 
     def origins(self, part: Part) -> Int[Tensor, " w"]:
         """First target steps of the part's windows: targets lie inside the part, look-back may reach before it.
@@ -176,9 +181,57 @@ class Panel:
         count = torch.cat([torch.zeros(1, dtype=torch.long), self.seen.long().cumsum(0)])
         return found[count[found + horizon] > count[found]]
 
-    def batches(self, origins: Tensor, size: int, needs: tuple[str, ...] = ()) -> Iterator[tuple[Tensor, Window]]:
+    def batches(
+        self, origins: Tensor, size: int, needs: tuple[str, ...] = (), eyes: Problem | None = None
+    ) -> Iterator[tuple[Tensor, Window]]:
+        """Origins with their windows, `size` at a time; `eyes` as in `gather`."""
         for chunk in torch.split(origins, size):
-            yield chunk, self.arrays.gather(chunk, self.problem, needs)
+            yield chunk, self.gather(chunk, needs, eyes)
+
+    def gather(self, origins: Int[Tensor, " b"], needs: tuple[str, ...] = (), eyes: Problem | None = None) -> Window:
+        """Windows around each origin, as the statistics of `eyes` show them (default: the panel's own).
+
+        A model that was trained on another split has scalers and calendar categories of its own, and forecasts only
+        what it sees through them; its problem must be the same but for those tensors.
+        """
+        window = self.arrays.gather(origins, self.problem, needs)
+        if eyes is None or same_eyes(self.problem, eyes):
+            return window
+        mine, theirs = self.problem.tensors, eyes.tensors
+        restated = {
+            side: restate(getattr(window, side), getattr(window, f"{prefix}observed"), mine, theirs, prefix)
+            for side, prefix in (("values", ""), ("past", "past_"), ("ahead", "ahead_"))
+            if getattr(window, side).shape[-1]
+        }
+        span = self.problem.look_back + self.problem.horizon
+        codes = _slices(self.codes, origins - self.problem.look_back, span).numpy()
+        known = [theirs[f"seen_{f}"].numpy() for f in CALENDAR]
+        return replace(window, **restated, calendar=torch.from_numpy(code_categories(codes, known)))
+
+
+def same_eyes(mine: Problem, theirs: Problem) -> bool:
+    """Whether both standardise and code alike; raises where they are no problems of one kind."""
+    if mine.to_config() != theirs.to_config():
+        changed = [k for k, v in mine.to_config().items() if v != theirs.to_config()[k]]
+        raise StfmError(
+            f"a model of '{theirs.dataset}' answers another problem than these data ask",
+            expected="the same entities, channels, lengths and side columns",
+            offenders=changed,
+            fix=f"retrain it: `stfm retrain {mine.dataset}`",
+        )
+    return all(torch.equal(mine.tensors[k], theirs.tensors[k]) for k in STATISTICS)
+
+
+def restate(
+    standard: Float[Tensor, "b t n c"],
+    observed: Bool[Tensor, "b t n c"],
+    mine: dict[str, Tensor],
+    theirs: dict[str, Tensor],
+    prefix: str = "",
+) -> Float[Tensor, "b t n c"]:
+    """Values standardised by one problem's tensors in another's standardisation; exactly 0 where unobserved."""
+    mean, std, mean_then, std_then = (t[f"{prefix}{k}"] for t in (mine, theirs) for k in ("mean", "std"))
+    return torch.where(observed, standard * (std / std_then) + (mean - mean_then) / std_then, 0.0)
 
 
 def load_panel(lake: Lake, name: str, cache: Path, look_back: int | None = None, horizon: int | None = None) -> Panel:
@@ -241,6 +294,7 @@ def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:
     for feature in CALENDAR:
         out[f"seen_{feature}"] = vocabulary.filter(feature=feature).sort("code")["count"].to_numpy() > 0
     codes = calendar.select(CALENDAR).to_numpy().reshape(len(signal.times), len(zones), len(CALENDAR))
+    out["codes"] = codes.astype(np.int64)
     out["calendar"] = code_categories(codes, [out[f"seen_{f}"] for f in CALENDAR])
     out["offset"] = calendar["offset"].to_numpy().reshape(len(signal.times), len(zones)).astype(np.int64)
     out["zone"] = np.array([zones.index(z) for z in entities["zone"]])
@@ -339,4 +393,6 @@ def _open(folder: Path, name: str, stages: dict[str, Any], look_back: int | None
     times = np.load(folder / "times.npy", allow_pickle=False).astype("datetime64[us]")
     parts: dict[Part, slice] = {p: slice(*bounds) for p, bounds in facts["parts"].items()}
     seen = torch.from_numpy(np.load(folder / "seen.npy", allow_pickle=False))
-    return Panel(problem, Arrays(**arrays), parts, times, {k: s.data_version for k, s in stages.items()}, seen)
+    codes = torch.from_numpy(np.load(folder / "codes.npy", mmap_mode="c", allow_pickle=False))
+    inputs = {k: s.data_version for k, s in stages.items()}
+    return Panel(problem, Arrays(**arrays), parts, times, inputs, seen, codes)

@@ -92,7 +92,7 @@ def enriched(enriched_home: Path, synthetic: Dataset, lake: Lake) -> Lake:
 @pytest.fixture(scope="session")
 def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home in which the synthetic dataset has a champion; made once, treat it as read-only."""
-    from stfm_pipeline import experiment
+    from stfm_pipeline import decision, scoring, training
 
     folder = tmp_path_factory.mktemp("trained")
     before = {k: os.environ.get(k) for k in ("STFM_HOME", "MLFLOW_TRACKING_URI")}
@@ -105,9 +105,9 @@ def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for stage in STEPS:
             materialize("trained", stage, store, settings)
         for system in ("constant", "historical-median", "seasonal-naive", "dlinear", "stid"):
-            experiment.train_system("trained", system, store, settings, progress=False)
-        experiment.evaluate_dataset("trained", store, settings)
-        experiment.crown("trained", store, settings)
+            training.train_system("trained", system, store, settings, progress=False)
+        scoring.evaluate_dataset("trained", store, settings)
+        decision.crown("trained", store, settings)
     finally:
         catalog._registered.pop("trained", None)
         for key, value in before.items():

@@ -17,7 +17,7 @@ from stfm_pipeline.datasets.catalog import ends, get_dataset, stop_at
 from stfm_pipeline.errors import UsageError
 from stfm_pipeline.lake import Lake
 from stfm_pipeline.parts import ASIDE, accepted, folder, landed, name_of
-from stfm_pipeline.road import stale_stages
+from stfm_pipeline.road import materialize, stale_stages
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.stage import NEVER
 
@@ -325,6 +325,20 @@ def test_a_dense_source_goes_on(lake: Lake, settings: Settings) -> None:
     signal = lake.read(lake.require("live", "harmonized"), "signal")
     values = np.array(signal["values"].to_list(), np.float32)
     assert np.array_equal(values, whole.select("a", "b", "c").to_numpy().astype(np.float32))
+
+
+def test_where_the_rows_before_were_swept_everything_is_computed_whole(lake: Lake, settings: Settings) -> None:
+    begin(stop=54)
+    down_the_road(lake, settings)
+    for start in (54, 53):
+        land(rows("observations", start, start + 2), f"observations-{start}.csv", lake, settings)
+        wrong = rows("observations", 53, 53.5).with_columns(level=pl.col("level") + start)
+        land(wrong, f"observations-wrong-{start}.csv", lake, settings)
+        materialize("live", "raw", lake, settings)
+    lake.sweep("live", "raw", [])
+    down_the_road(lake, settings)
+    assert since(lake) is None
+    check_whole(lake, settings)
 
 
 def test_nothing_new_is_said_to_be_nothing(lake: Lake, settings: Settings) -> None:

@@ -17,13 +17,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from stfm_pipeline import experiment, registry
+from stfm_pipeline import decision, registry, scoring, training
 from stfm_pipeline.errors import StfmError, UsageError
 from stfm_pipeline.evaluate.choose import Decision
 from stfm_pipeline.lake import Lake
 from stfm_pipeline.predict import frame_of
 from stfm_pipeline.settings import Settings
-from stfm_pipeline.systems.catalog import get_system
 from stfm_pipeline.windows import load_panel
 
 
@@ -56,9 +55,9 @@ def test_evaluation_and_decision_are_published_with_their_numbers(trained: tuple
     assert ("champion" in row["aliases"]) == facts["decision"]["promote"]
     assert ("challenger" in row["aliases"]) == (not facts["decision"]["promote"])
     assert row["licence"] == "none needed"
-    assert experiment.stale_systems(lake, "trained", ["stid", "constant"], "quick", False) == []
-    assert experiment.stale_systems(lake, "trained", ["stid", "constant"], "full", False) == ["stid"]
-    assert not experiment.champion_is_stale(lake, "trained")
+    assert training.stale_systems(lake, "trained", ["stid", "constant"], "quick", False) == []
+    assert training.stale_systems(lake, "trained", ["stid", "constant"], "full", False) == ["stid"]
+    assert not decision.champion_is_stale(lake, "trained")
 
 
 def test_lineage_names_tables_split_and_code(trained: tuple[Settings, Lake], uri: str) -> None:
@@ -140,7 +139,7 @@ def copied(trained_home: Path, trained: tuple[Settings, Lake], home: Path, monke
 
 
 def register(settings: Settings, lake: Lake, system: str) -> int:
-    seed = lake.require("trained", experiment.stage_of(system)).facts["seeds"][0]
+    seed = lake.require("trained", training.stage_of(system)).facts["seeds"][0]
     return registry.register(settings, "trained", seed["uri"], seed["run_id"], {"system": system})
 
 
@@ -164,13 +163,13 @@ def test_a_retrained_champion_meets_the_old_one_on_gate(copied: Settings, monkey
     lake = Lake(copied.lake_uri)
     for system in ("dlinear", "stid"):
         registry.promote(copied, "trained", register(copied, lake, system))
-    other = dataclasses.replace(get_system("dlinear"))
-    stage = experiment.stage_of("stid")
-    plan = experiment.training_plan(lake, "trained", other, "quick")
+    other = dataclasses.replace(training.get_system("dlinear"), training=training.get_system("dlinear").training)
+    stage = training.stage_of("stid")
+    plan = training.training_plan(lake, "trained", other, "quick")
     old = lake.require("trained", stage)
-    facts = {**old.facts, "seeds": lake.require("trained", experiment.stage_of("dlinear")).facts["seeds"]}
+    facts = {**old.facts, "seeds": lake.require("trained", training.stage_of("dlinear")).facts["seeds"]}
     lake.publish("trained", stage, {"curve": lake.read(old, "curve")}, fingerprint="x", facts=facts, inputs=plan.inputs)
-    outcome = experiment.evaluate_dataset("trained", lake, copied)
+    outcome = scoring.evaluate_dataset("trained", lake, copied)
     assert outcome.stage is not None
     rivals = [m["rival"] for m in outcome.stage.facts["decision"]["margins"]]
     assert any(r.startswith("champion (version") for r in rivals)
@@ -192,9 +191,9 @@ def test_a_crown_that_moved_since_the_candidate_met_it_is_met_anew(copied: Setti
     before = lake.require("trained", "evaluated")
     candidate = before.facts["candidate"]["system"]
     other = "dlinear" if candidate == "stid" else "stid"
-    assert experiment.evaluate_dataset("trained", lake, copied).reused
+    assert scoring.evaluate_dataset("trained", lake, copied).reused
     registry.promote(copied, "trained", register(copied, lake, candidate))
-    assert experiment.evaluate_dataset("trained", lake, copied).reused, "the candidate has won it"
+    assert scoring.evaluate_dataset("trained", lake, copied).reused, "the candidate has won it"
     registry.promote(copied, "trained", register(copied, lake, other))
     lake.publish(
         "trained",
@@ -205,11 +204,11 @@ def test_a_crown_that_moved_since_the_candidate_met_it_is_met_anew(copied: Setti
         inputs={},
     )
     with pytest.raises(StfmError, match="the champion of 'trained' has changed since the candidate met it"):
-        experiment.crown("trained", lake, copied)
-    again = experiment.evaluate_dataset("trained", lake, copied)
+        decision.crown("trained", lake, copied)
+    again = scoring.evaluate_dataset("trained", lake, copied)
     assert not again.reused
     assert again.stage is not None
     assert again.stage.facts["met"] == next(
-        s["run_id"] for s in lake.require("trained", experiment.stage_of(other)).facts["seeds"]
+        s["run_id"] for s in lake.require("trained", training.stage_of(other)).facts["seeds"]
     )
-    assert experiment.crown("trained", lake, copied).stage is not None
+    assert decision.crown("trained", lake, copied).stage is not None

@@ -16,12 +16,12 @@ from stfm_pipeline import reproduce
 from stfm_pipeline.datasets.catalog import all_datasets, get_dataset
 from stfm_pipeline.datasets.spec import Benchmark, DatasetSpec, Published
 from stfm_pipeline.errors import UsageError
-from stfm_pipeline.experiment import train_system
 from stfm_pipeline.lake import Lake
 from stfm_pipeline.road import materialize
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.steps import STEPS
 from stfm_pipeline.systems.catalog import get_system
+from stfm_pipeline.training import train_system
 
 RULE = Benchmark(
     metrics=("mae", "rmse"),

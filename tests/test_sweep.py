@@ -9,7 +9,7 @@ import pytest
 from fixtures.synthetic import make_dataset
 from typer.testing import CliRunner
 
-from stfm_pipeline import experiment, registry
+from stfm_pipeline import decision, registry, scoring, sweep, training
 from stfm_pipeline.cli import app
 from stfm_pipeline.datasets.spec import Dataset
 from stfm_pipeline.errors import StfmError
@@ -26,9 +26,9 @@ def down_the_road(lake: Lake, settings: Settings) -> None:
 
 def to_a_model(lake: Lake, settings: Settings) -> None:
     for system in ("last-value", "dlinear"):
-        experiment.train_system("synthetic", system, lake, settings, progress=False)
-    experiment.evaluate_dataset("synthetic", lake, settings)
-    experiment.crown("synthetic", lake, settings)
+        training.train_system("synthetic", system, lake, settings, progress=False)
+    scoring.evaluate_dataset("synthetic", lake, settings)
+    decision.crown("synthetic", lake, settings)
 
 
 def rows(lake: Lake, stage: Stage) -> int:
@@ -49,10 +49,10 @@ def test_versions_of_models_and_the_current_one_stay_and_the_rest_goes(three: La
     first, second, third = three.history("synthetic", "harmonized")
     orphan = Path(three.uri, "synthetic", "harmonized", "signal", "part-00000-orphan.snappy.parquet")
     orphan.write_bytes(b"x" * 1000)
-    would = experiment.sweep("synthetic", three, settings, dry_run=True)
+    would = sweep.sweep("synthetic", three, settings, dry_run=True)
     assert orphan.exists()
     assert [rows(three, s) for s in (first, second, third)] == [1440, 1560, 1680]
-    assert experiment.sweep("synthetic", three, settings) == would > 1000
+    assert sweep.sweep("synthetic", three, settings) == would > 1000
     assert not orphan.exists()
     assert [rows(three, s) for s in (first, third)] == [1440, 1680]
     for stage in STEPS:
@@ -60,7 +60,7 @@ def test_versions_of_models_and_the_current_one_stay_and_the_rest_goes(three: La
         assert all(len(three.read(s, t)) for s in (made, current) for t in s.tables if t != "edges")
     with pytest.raises(StfmError, match="version 2 of harmonized of 'synthetic' is gone"):
         three.read(second, "signal")
-    assert experiment.sweep("synthetic", three, settings) == 0
+    assert sweep.sweep("synthetic", three, settings) == 0
     down_the_road(three, settings)
     to_a_model(three, settings)
 
@@ -71,7 +71,7 @@ def test_nothing_goes_where_a_model_cannot_say_what_it_is_made_from(
     for lineage in settings.root.rglob("lineage.json"):
         lineage.unlink()
     with pytest.raises(Exception, match="lineage"):
-        experiment.sweep("synthetic", three, settings)
+        sweep.sweep("synthetic", three, settings)
     assert rows(three, three.history("synthetic", "harmonized")[1]) == 1560
 
 

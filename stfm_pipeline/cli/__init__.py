@@ -1,6 +1,6 @@
 """The command line. Heavy libraries are imported by the commands that need them, inside their functions."""
 
-from stfm_pipeline.cli import road, land, evaluate, use, serve, machine, datasets, systems, models, benchmark  # noqa: I001  (the order of `stfm --help`)
+from stfm_pipeline.cli import road, land, retrain, evaluate, use, serve, machine, datasets, systems, models, benchmark  # noqa: I001  (the order of `stfm --help`)
 from stfm_pipeline.cli.base import app
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "machine",
     "main",
     "models",
+    "retrain",
     "road",
     "serve",
     "systems",

@@ -44,7 +44,7 @@ def _trained(dataset: str, system: list[str], export: Path | None, as_json: bool
     from stfm_pipeline.console import emit, say
     from stfm_pipeline.datasets.catalog import get_dataset
     from stfm_pipeline.evaluate.export import write_leaderboard
-    from stfm_pipeline.experiment import evaluate_dataset
+    from stfm_pipeline.scoring import evaluate_dataset
     from stfm_pipeline.systems.catalog import get_system
 
     spec = get_dataset(dataset).spec

@@ -76,7 +76,7 @@ def clean(
     if dry_run and not old:
         raise UsageError("--dry-run belongs to --old", fix="stfm clean --old --dry-run")
     if old:
-        from stfm_pipeline.experiment import sweep
+        from stfm_pipeline.sweep import sweep
 
         if everything or "://" in lake.uri:
             raise UsageError("--old is for a lake on local disk, and not for --all", found=lake.uri)

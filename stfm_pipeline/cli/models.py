@@ -57,7 +57,7 @@ def models_show(
 
 
 def _print_version(row: dict[str, Any], as_json: bool) -> None:
-    from stfm_pipeline.console import emit, say, table
+    from stfm_pipeline.console import emit, table
 
     if as_json:
         emit(row)
@@ -69,16 +69,62 @@ def _print_version(row: dict[str, Any], as_json: bool) -> None:
         [[k, ", ".join(v) if isinstance(v, list) else v] for k, v in row.items()],
     )
     if decision:
-        say(f"{'promoted' if decision['promote'] else 'refused'} at {decision['decided_at']}: {decision['reason']}")
-        margins = [
-            [m["rival"], f"{m['margin']:+.1%}", f"{m['low']:+.1%}", f"{m['high']:+.1%}"] for m in decision["margins"]
+        _print_decision(decision)
+
+
+def _print_decision(decision: dict[str, Any]) -> None:
+    from stfm_pipeline.console import say, table
+
+    say(f"{_verdict(decision)} at {decision['decided_at']}: {decision['reason']}")
+    if not decision["level"]:
+        return
+    say(
+        f"decision {decision['number']}, data up to {decision['until']}: spent {decision['level']:.4%} of error, left "
+        f"{decision['left']:.4%}; {decision['blocks']:.1f} blocks of {decision['block']} windows, "
+        f"{decision['draws']} draws"
+    )
+    margins = [
+        [m["rival"], f"{m['margin']:+.1%}", f"{m['low']:+.1%}", f"{m['high']:+.1%}"] for m in decision["margins"]
+    ]
+    table(
+        "margins on gate (relative MAE, mean over channels)",
+        ["rival", "margin", "low", "high"],
+        margins,
+        ["margin", "low", "high"],
+    )
+
+
+def _verdict(decision: dict[str, Any]) -> str:
+    if decision["kind"] != "decided":
+        return str(decision["kind"])
+    return "promoted" if decision["promote"] else "refused" if decision["level"] else "not decided"
+
+
+@command(models_app, "decisions")
+def models_decisions(name: Annotated[str, typer.Argument()] = DEFAULT_DATASET, as_json: Json = False) -> None:
+    """Every promotion, refusal and rollback with its numbers, newest first."""
+    from stfm_pipeline.console import emit, table
+    from stfm_pipeline.registry import decisions
+
+    settings, _ = open_lake()
+    rows = decisions(settings, name)
+    if as_json:
+        emit(rows)
+        return
+    shown = [
+        [
+            r["number"],
+            r["decided_at"],
+            r["version"],
+            _verdict(r),
+            f"{r['level']:.4%}" if r["level"] else "",
+            f"{r['left']:.4%}" if r.get("left") is not None else "",
+            r["reason"],
         ]
-        table(
-            "margins on gate (relative MAE, mean over channels)",
-            ["rival", "margin", "low", "high"],
-            margins,
-            ["margin", "low", "high"],
-        )
+        for r in rows
+    ]
+    columns = ["", "at", "version", "verdict", "level spent", "left", "reason"]
+    table(f"decisions on {name}", columns, shown, ["level spent", "left"])
 
 
 @command(models_app, "lineage")

@@ -86,7 +86,7 @@ def _todo(name: str, lake: Lake, settings: Settings, chosen: list[str], until: s
     todo = stale_stages(name, lake, until if until in DATA_STAGES else "enriched")
     if until in DATA_STAGES:
         return todo
-    from stfm_pipeline import experiment
+    from stfm_pipeline import decision, scoring, training
     from stfm_pipeline.datasets.catalog import get_dataset
     from stfm_pipeline.systems.catalog import all_systems, select_systems
 
@@ -94,14 +94,14 @@ def _todo(name: str, lake: Lake, settings: Settings, chosen: list[str], until: s
     picked = {s.name for s in select_systems(chosen, spec)}
     picked |= {s.name for s in select_systems([], spec) if s.branch == "baseline"}
     ordered = [s for s in all_systems() if s in picked]
-    stale = experiment.stale_systems(lake, name, ordered, budget, data_is_stale=bool(todo))
+    stale = training.stale_systems(lake, name, ordered, budget, data_is_stale=bool(todo))
     todo += [s.replace("-", "_") for s in stale]
     if until == "trained":
         return todo
-    plan = experiment.evaluation_plan(name, experiment.trained_systems(lake, name)) if not todo else None
-    if plan is None or experiment.evaluated_already(lake, settings, name, plan) is None:
+    plan = scoring.evaluation_plan(name, scoring.trained_systems(lake, name)) if not todo else None
+    if plan is None or scoring.evaluated_already(lake, settings, name, plan) is None:
         todo.append("evaluated")
-    if until == "champion" and (todo or experiment.champion_is_stale(lake, name)):
+    if until == "champion" and (todo or decision.champion_is_stale(lake, name)):
         todo.append("champion")
     return todo
 

@@ -93,6 +93,7 @@ def _check_edge(moment: datetime) -> datetime:
 Zone = Annotated[str, AfterValidator(_check_zone)]
 Step = Annotated[str, AfterValidator(_check_step)]
 Duration = Annotated[str, AfterValidator(_check_length(zero=True))]
+Span = Annotated[str, AfterValidator(_check_length(zero=False))]
 Column = Annotated[str, AfterValidator(_check_column)]
 TableName = Annotated[str, AfterValidator(_check_table)]
 Edge = Annotated[Moment, AfterValidator(_check_edge)]
@@ -267,7 +268,8 @@ class DatasetSpec(Model):
 
     `tables` says how each raw table is read; a dataset with a `read` function of its own has none. Without `seasons`,
     a day and a week are the candidates. With `end`, the archive counts only for what was known by then: what follows
-    lands (docs/new-data.md), and the clock ends with it.
+    lands (docs/new-data.md), and the clock ends with it. `retrain_after` is how much more of it asks for a retraining;
+    without it, the longest season.
     """
 
     name: Annotated[str, AfterValidator(check_name)]
@@ -279,6 +281,7 @@ class DatasetSpec(Model):
     sources: tuple[Source, ...] = ()
     tables: dict[TableName, Table] = Field(default={})
     end: Edge | None = None
+    retrain_after: Span | None = None
     channels: tuple[Channel, ...] = Field(min_length=1)
     zone: Zone
     country: str | None = None

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from stfm_pipeline.evaluate.metrics import Array, Sums, block_bootstrap
+from stfm_pipeline.evaluate.metrics import DRAWS, Array, Sums, block_bootstrap
 
 MIN_DISJOINT_HORIZONS = 20
 MIN_DISJOINT_WINDOWS = 200
+MIN_BLOCKS = 5
+CAPACITY, REFILL, SHARE = 0.02, 0.03, 0.25
+DAYS_OF_A_YEAR = 365.25
 
 
 def val_scores(mae: Mapping[str, Array], baselines: set[str]) -> dict[str, float]:
@@ -43,33 +46,55 @@ def too_short_to_rank(
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a candidate may take the champion's place, why, and the margins it was decided on."""
+    """Whether a candidate may take the champion's place, why, and the margins and numbers it was decided on.
+
+    `level` is the chance of error that was spent: 0 where nothing was decided. Lengths in windows.
+    """
 
     promote: bool
     reason: str
     margins: list[dict[str, Any]] = field(default_factory=list)
+    level: float = 0.0
+    block: int = 0
+    blocks: float = 0.0
+    draws: int = 0
 
 
-def decide(candidate: Sums, rivals: Mapping[str, Sums], block: int) -> Decision:
-    """Promote only if the candidate beats every rival: the 95 % interval of its margin lies above 0.
+def allowance(left: float | None, days: float) -> float:
+    """What may be spent now, given what the last decision left and the days since (None: there was none).
 
-    The margin is the relative improvement in MAE, averaged over channels, on windows that chose neither.
+    Decisions that come again and again would promote by chance sooner or later. So the chance of error is kept in a
+    bucket: it holds at most `CAPACITY`, and `REFILL` a year flows in. Each decision takes the `SHARE` of what is there.
+    In any year no more than CAPACITY + REFILL = 5 % can be taken, however often is decided, and it never runs dry.
     """
+    return CAPACITY if left is None else min(CAPACITY, left + REFILL * max(days, 0.0) / DAYS_OF_A_YEAR)
+
+
+def decide(candidate: Sums, rivals: Mapping[str, Sums], block: int, level: float = SHARE * CAPACITY) -> Decision:
+    """Promote only if the candidate beats every rival: the lower bound of each margin, at `level`, is above 0.
+
+    The margin is the relative improvement in MAE, averaged over channels, on windows that chose neither. To be promoted
+    wrongly a candidate has to pass the very rival that it is no better than, so the level needs no correction for the
+    number of rivals (an intersection-union test, Berger 1982). With fewer than `MIN_BLOCKS` blocks nothing is decided.
+    """
+    blocks = candidate.windows / block
+    if blocks < MIN_BLOCKS:
+        reason = (
+            f"not decided: gate holds {blocks:.1f} blocks of {block} windows, a margin needs at least {MIN_BLOCKS}: "
+            "wait for more data, or give gate a larger share of the split"
+        )
+        return Decision(False, reason, [], 0.0, block, blocks)
     margins: list[dict[str, Any]] = []
     for name, theirs in rivals.items():
-        margin, low, high = block_bootstrap(candidate, theirs, block)
+        margin, low, high = block_bootstrap(candidate, theirs, block, level=level)
         margins.append({"rival": name, "margin": margin, "low": low, "high": high})
     lost = [m for m in margins if m["low"] <= 0]
-    if lost:
-        worst = min(lost, key=lambda m: float(m["low"]))
-        reason = (
-            f"not better than {worst['rival']} beyond doubt: margin {worst['margin']:+.1%}, "
-            f"95 % interval {worst['low']:+.1%} to {worst['high']:+.1%}"
-        )
-        return Decision(False, reason, margins)
-    closest = min(margins, key=lambda m: float(m["margin"]))
+    worst = min(lost or margins, key=lambda m: float(m["low"] if lost else m["margin"]))
+    interval = f"{100 * (1 - 2 * level):.4g} % interval {worst['low']:+.1%} to {worst['high']:+.1%}"
+    numbers = f"margin {worst['margin']:+.1%}, {interval}"
     reason = (
-        f"beats every rival on gate; the closest is {closest['rival']}: margin {closest['margin']:+.1%}, "
-        f"95 % interval {closest['low']:+.1%} to {closest['high']:+.1%}"
+        f"not better than {worst['rival']} beyond doubt: {numbers}"
+        if lost
+        else f"beats every rival on gate; the closest is {worst['rival']}: {numbers}"
     )
-    return Decision(True, reason, margins)
+    return Decision(not lost, reason, margins, level, block, blocks, DRAWS)

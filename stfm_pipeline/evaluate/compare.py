@@ -110,7 +110,7 @@ def _baselines(spec: DatasetSpec, panel: Panel) -> dict[str, Forecaster]:
 
 def _trained(spec: DatasetSpec, panel: Panel, lake: Lake, settings: Settings) -> dict[str, Forecaster]:
     """Systems trained on the current data for the same problem; the seed with the lowest val loss speaks."""
-    from stfm_pipeline.experiment import entries, trained_systems
+    from stfm_pipeline.scoring import entries, trained_systems
 
     if panel.problem.horizon != spec.task.horizon:
         return {}
@@ -127,6 +127,7 @@ def score(
 ) -> Comparison:
     """Every contender on the windows of the set, batch by batch, so that all see the same truth and mask."""
     from stfm_pipeline.evaluate.run import civil_time
+    from stfm_pipeline.forecaster import truth
     from stfm_pipeline.systems.catalog import get_system
 
     p, w = panel.problem, len(chosen.origins)
@@ -139,7 +140,7 @@ def score(
     for _, window in panel.batches(chosen.origins, BATCH):
         rows = slice(at, at + len(window.values))
         at = rows.stop
-        target, observed = ours[CLIMATE].truth(window)
+        target, observed = truth(window, p)
         hour, scaled = civil_time(window, p), (target - mean) / std
         climate = (contenders[CLIMATE](rows)[0] - mean) / std
         rare = observed & ~((target - common).abs() < GRAIN * std)
@@ -182,7 +183,7 @@ def _foreign(given: Predictions) -> Contender:
 
 def _own(forecaster: Forecaster, panel: Panel, chosen: WindowSet, needs: tuple[str, ...]) -> Contender:
     def forecast(rows: slice) -> tuple[Tensor, Tensor | None]:
-        made = forecaster.forecast(panel.arrays.gather(chosen.origins[rows], panel.problem, needs))
+        made = forecaster.forecast(panel.gather(chosen.origins[rows], needs, forecaster.problem))
         return made.values, made.fallback
 
     return forecast

@@ -22,7 +22,7 @@ from stfm_pipeline.errors import MetricError
 Array = NDArray[np.float64]
 ZERO_SHARE_FOR_MAPE = 0.1
 SCALES = ("data", "standardised")
-NORMAL = 1.959964
+DRAWS = 1000
 
 
 @dataclass(frozen=True)
@@ -195,40 +195,50 @@ def season_block(horizon: int, seasons: Sequence[int]) -> int:
 
 
 def block_bootstrap(
-    ours: Sums, theirs: Sums, block: int, channel: int | None = None, draws: int = 1000, seed: int = 0
+    ours: Sums,
+    theirs: Sums,
+    block: int,
+    channel: int | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+    level: float = 0.025,
 ) -> tuple[float, float, float]:
-    """Relative improvement of `ours` over `theirs` in MAE with its 95 % interval: (margin, low, high).
+    """Relative improvement of `ours` over `theirs` in MAE with its interval: (margin, low, high).
 
     With `channel` None, the mean over channels of the MAE ratio. Both must have been scored on the same cells.
     """
     if ours.windows != theirs.windows or not np.array_equal(ours.window_count, theirs.window_count):
         raise MetricError("two systems were scored on different cells", fix="score both on the same windows and mask")
     pick = slice(None) if channel is None else slice(channel, channel + 1)
-    return paired_bootstrap(ours.window_abs[:, pick], theirs.window_abs[:, pick], block, draws, seed)
+    return paired_bootstrap(ours.window_abs[:, pick], theirs.window_abs[:, pick], block, draws, seed, level)
 
 
 def paired_bootstrap(
-    ours: Array, theirs: Array, block: int, draws: int = 1000, seed: int = 0
+    ours: Array, theirs: Array, block: int, draws: int = DRAWS, seed: int = 0, level: float = 0.025
 ) -> tuple[float, float, float]:
-    """1 - mean over channels of the ratio of two error sums (windows, channels), with its 95 % interval.
+    """1 - mean over channels of the ratio of two error sums (windows, channels), with an interval.
 
-    Paired moving-block bootstrap over windows in time order (Kunsch 1989). Blocks of at least one season keep the
-    windows' overlap and daily rhythm inside a block. The interval is widened as Student's t widens the normal one with
-    as many values as disjoint blocks fit into the windows; fewer than two blocks say nothing: (margin, -inf, inf).
+    Each bound is wrong with a chance of `level`: 0.025 makes the usual 95 %. Paired moving-block bootstrap over windows
+    in time order (Kunsch 1989). Blocks of at least one season keep the windows' overlap and daily rhythm inside a
+    block. The draws give the standard error of the log ratio alone, and Student's t with as many values as disjoint
+    blocks fit into the windows the bounds: extreme quantiles of a handful of blocks end at the worst block, and at a
+    level of 0.001 that is too near (docs/retraining.md). Fewer than two blocks say nothing: (margin, -inf, inf).
     """
     from scipy.special import stdtrit
 
-    def margin(a: Array, b: Array) -> Array:
+    def log_ratio(a: Array, b: Array) -> Array:
         # Without any error on either side, as where a draw holds no cell of a channel, neither is better.
-        return np.asarray(1 - np.where((a == 0) & (b == 0), 1.0, a / np.maximum(b, 1e-12)).mean(axis=-1))
+        ratio = np.where((a == 0) & (b == 0), 1.0, a / np.maximum(b, 1e-12)).mean(axis=-1)
+        return np.asarray(np.log(np.maximum(ratio, 1e-12)))
 
-    whole, w = float(margin(ours.sum(0), theirs.sum(0))), len(ours)
+    centre, w = float(log_ratio(ours.sum(0), theirs.sum(0))), len(ours)
+    whole = -math.expm1(centre)
     blocks = w / block
     if blocks < 2:
         return whole, -math.inf, math.inf
     starts = np.random.default_rng(seed).integers(0, w - block + 1, size=(draws, -(-w // block)))
     sums = [np.concatenate([np.zeros((1, s.shape[1])), s.cumsum(0)]) for s in (ours, theirs)]
     a, b = ((s[starts + block] - s[starts]).sum(axis=1) for s in sums)
-    wider = stdtrit(blocks - 1, 0.975) / NORMAL * math.sqrt(blocks / (blocks - 1))
-    low, high = whole + wider * (np.quantile(margin(a, b), [0.025, 0.975]) - whole)
-    return whole, float(low), float(high)
+    error = float(log_ratio(a, b).std()) * math.sqrt(blocks / (blocks - 1))
+    reach = float(stdtrit(blocks - 1, 1 - level)) * error
+    return whole, -math.expm1(centre + reach), -math.expm1(centre - reach)

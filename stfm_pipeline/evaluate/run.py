@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +13,11 @@ from torch import Tensor
 from stfm_pipeline.datasets.spec import DatasetSpec, Part
 from stfm_pipeline.errors import StfmError
 from stfm_pipeline.evaluate.calibration import Coverage
-from stfm_pipeline.evaluate.choose import Decision, decide, too_short_to_rank, val_scores
+from stfm_pipeline.evaluate.choose import CAPACITY, SHARE, Decision, decide, too_short_to_rank, val_scores
 from stfm_pipeline.evaluate.metrics import Row, Sums, block_bootstrap, mean_rows, season_block
-from stfm_pipeline.forecaster import Forecaster
+from stfm_pipeline.forecaster import Forecaster, truth
 from stfm_pipeline.systems.spec import System
-from stfm_pipeline.windows import Panel, Problem, Window, drop_side_information
+from stfm_pipeline.windows import Panel, Problem, Window, drop_side_information, same_eyes
 
 BATCH = 64
 SCORED_PARTS: tuple[Part, ...] = ("val", "gate", "test")
@@ -63,18 +63,23 @@ class Evaluation:
 
 
 def score(forecaster: Forecaster, panel: Panel, part: Part, needs: tuple[str, ...], hide_side: bool = False) -> Scores:
-    """Sums and interval coverage of one forecaster over all windows of a part, in time order."""
+    """Sums and interval coverage of one forecaster over all windows of a part, in time order.
+
+    It may come from an earlier split: it is shown windows in its own standardisation and calendar, and everybody is
+    scored on the panel's own targets.
+    """
     p = panel.problem
     origins = panel.origins(part)
     if not len(origins):
         raise StfmError(f"{part} holds no window", expected=f"at least {p.horizon} steps")
+    own = same_eyes(p, forecaster.problem)
     sums = Sums(len(origins), p.horizon, p.n, p.c, p.steps_per_day)
     zero_share = _zero_share(panel)
     groups: dict[tuple[str, str], Coverage] = {}
-    for _, window in panel.batches(origins, BATCH, needs):
-        shown = drop_side_information(window, 1.0) if hide_side else window
-        forecast = forecaster.forecast(shown)
-        target, observed = forecaster.truth(window)
+    for chunk, window in panel.batches(origins, BATCH, needs):
+        seen = window if own else panel.gather(chunk, needs, forecaster.problem)
+        forecast = forecaster.forecast(drop_side_information(seen, 1.0) if hide_side else seen)
+        target, observed = truth(window, p)
         sums.add(forecast.values, target, observed, p.tensors["std"], civil_time(window, p), forecast.fallback)
         if forecast.bounds is not None:
             _cover(groups, forecast.bounds, target, observed, p.channels, zero_share)
@@ -131,8 +136,12 @@ def evaluate(
     champion: Forecaster | None = None,
     champion_name: str = "champion",
     notes: list[str] | None = None,
+    level_of: Callable[[str], float] = lambda _: SHARE * CAPACITY,
 ) -> Evaluation:
-    """Score all entries on val, gate and test. Val ranks, gate decides on promotion, test only judges."""
+    """Score all entries on val, gate and test. Val ranks, gate decides on promotion, test only judges.
+
+    `level_of` a candidate is the chance of error that a decision about it may spend.
+    """
     began = time.perf_counter()
     baselines = {e.system.name for e in entries if e.system.branch == "baseline"}
     learned = [e for e in entries if e.system.name not in baselines]
@@ -170,7 +179,7 @@ def evaluate(
     if champion is not None:
         needs = next((e.system.needs for e in entries if e.system.name == champion.system), ("past", "ahead"))
         rivals[champion_name] = score(champion, panel, "gate", needs).sums
-    decision = decide(chosen[candidate, "gate"].sums, rivals, block)
+    decision = decide(chosen[candidate, "gate"].sums, rivals, block, level_of(candidate))
     ours = chosen[candidate, "test"].sums
     margins = [
         {"rival": b, "channel": name, "split": "test", "margin": m, "low": lo, "high": hi}
@@ -260,7 +269,7 @@ def _examples(forecaster: Forecaster, panel: Panel, needs: tuple[str, ...], coun
     picked = origins[np.linspace(0, len(origins) - 1, count + 2).astype(int)[1:-1].tolist()]
     window = panel.arrays.gather(picked, p, needs)
     forecast = forecaster.forecast(window)
-    truth, observed = forecaster.truth(window)
+    target, observed = truth(window, p)
     mean, std = p.tensors["mean"], p.tensors["std"]
     shown = min(p.look_back, 2 * p.horizon)
     history = window.values[:, p.look_back - shown : p.look_back] * std + mean
@@ -281,7 +290,7 @@ def _examples(forecaster: Forecaster, panel: Panel, needs: tuple[str, ...], coun
                             v if o else None for v, o in zip(history[at].tolist(), seen[at].tolist(), strict=True)
                         ],
                         "truth": [
-                            v if o else None for v, o in zip(truth[at].tolist(), observed[at].tolist(), strict=True)
+                            v if o else None for v, o in zip(target[at].tolist(), observed[at].tolist(), strict=True)
                         ],
                         "forecast": forecast.values[at].tolist(),
                         "low": None if forecast.bounds is None else forecast.bounds[0][at].tolist(),

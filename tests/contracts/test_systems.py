@@ -268,11 +268,11 @@ def test_a_killed_training_resumes_and_ends_where_it_would_have(panel: Panel, tm
 def test_a_system_that_forecasts_nan_is_not_published(
     enriched: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stfm_pipeline import experiment
+    from stfm_pipeline import training
 
     broken = dataclasses.replace(get_system("dlinear"), build=Nan)
-    monkeypatch.setattr(experiment.training, "select_systems", lambda names, spec: [broken])
-    outcome = experiment.train_system("synthetic", "dlinear", enriched, settings, progress=False)
+    monkeypatch.setattr(training, "select_systems", lambda names, spec: [broken])
+    outcome = training.train_system("synthetic", "dlinear", enriched, settings, progress=False)
     assert outcome.stage is None
     assert [(c.name, c.passed) for c in outcome.checks] == [("forecasts_are_finite", False)]
     assert enriched.stage("synthetic", "trained_dlinear") is None

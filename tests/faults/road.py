@@ -15,7 +15,7 @@ from collections import Counter
 
 from fixtures.synthetic import make_dataset
 
-from stfm_pipeline import experiment, points
+from stfm_pipeline import decision, points, scoring, training
 from stfm_pipeline.datasets.catalog import register
 from stfm_pipeline.lake import Lake
 from stfm_pipeline.road import materialize
@@ -32,9 +32,9 @@ def whole_road() -> None:
     for stage in STEPS:
         assert materialize("synthetic", stage, lake, settings).stage is not None
     for system in SYSTEMS:
-        assert experiment.train_system("synthetic", system, lake, settings, progress=False).stage is not None
-    assert experiment.evaluate_dataset("synthetic", lake, settings).stage is not None
-    assert experiment.crown("synthetic", lake, settings).stage is not None
+        assert training.train_system("synthetic", system, lake, settings, progress=False).stage is not None
+    assert scoring.evaluate_dataset("synthetic", lake, settings).stage is not None
+    assert decision.crown("synthetic", lake, settings).stage is not None
 
 
 def die_at(point: str, times: int) -> None:

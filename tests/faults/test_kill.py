@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from stfm_pipeline import experiment
+from stfm_pipeline import training
 from stfm_pipeline.lake import Lake
 from stfm_pipeline.settings import Settings
 
@@ -17,7 +17,7 @@ CHILD = """
 import sys, time
 sys.path[:0] = {path!r}
 from fixtures.synthetic import make_dataset
-from stfm_pipeline import experiment, train
+from stfm_pipeline import train, training
 from stfm_pipeline.datasets.catalog import register
 from stfm_pipeline.lake import Lake
 from stfm_pipeline.settings import Settings
@@ -29,7 +29,7 @@ def slow(self, *args):
     time.sleep(0.5)
 train.Curve.on_train_epoch_end = slow
 settings = Settings()
-experiment.train_system("synthetic", "dlinear", Lake(settings.lake_uri), settings, progress=False)
+training.train_system("synthetic", "dlinear", Lake(settings.lake_uri), settings, progress=False)
 """
 
 
@@ -51,7 +51,7 @@ def test_a_killed_training_goes_on_where_it_was(enriched: Lake, settings: Settin
     assert enriched.stage("synthetic", "trained_dlinear") is None
     left = list((home / "work").glob("synthetic/trained_dlinear/*/last.ckpt"))
     assert len(left) == 1
-    outcome = experiment.train_system("synthetic", "dlinear", enriched, settings, progress=False)
+    outcome = training.train_system("synthetic", "dlinear", enriched, settings, progress=False)
     assert outcome.stage is not None
     curve = enriched.read(outcome.stage, "curve")
     assert curve["epoch"].to_list() == [float(i) for i in range(len(curve))]

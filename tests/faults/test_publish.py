@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from stfm_pipeline import experiment, registry, train
+from stfm_pipeline import registry, train, training
 from stfm_pipeline.digest import data_version
 from stfm_pipeline.lake import Lake
 from stfm_pipeline.settings import Settings
@@ -129,10 +129,10 @@ def test_a_model_that_mlflow_could_not_take_is_not_trained_again(
     with monkeypatch.context() as down:
         down.setattr(registry, "log_forecaster", gone)
         with pytest.raises(ConnectionError):
-            experiment.train_system("synthetic", "dlinear", enriched, settings, progress=False)
+            training.train_system("synthetic", "dlinear", enriched, settings, progress=False)
     assert enriched.stage("synthetic", "trained_dlinear") is None
     trained = len(epochs)
-    assert experiment.train_system("synthetic", "dlinear", enriched, settings, progress=False).stage is not None
+    assert training.train_system("synthetic", "dlinear", enriched, settings, progress=False).stage is not None
     assert len(epochs) == trained > 0
 
 

@@ -20,9 +20,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from serve.conftest import Site, add, text
 
-from stfm_pipeline import experiment, registry
+from stfm_pipeline import registry
 from stfm_pipeline.lake import Lake
 from stfm_pipeline.settings import Settings
+from stfm_pipeline.training import stage_of
 
 ROOT = Path(__file__).parents[2]
 Start = Callable[..., Site]
@@ -91,7 +92,7 @@ def test_a_version_that_cannot_forecast_leaves_the_old_one_serving(
     site, body = start(), json.dumps(text(frame).to_dicts()).encode()
     source = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"models:/trained/{good}", dst_path=str(tmp_path)))
     spoil(source / "artifacts" / "forecaster")
-    seed = lake.require("trained", experiment.stage_of("constant")).facts["seeds"][0]
+    seed = lake.require("trained", stage_of("constant")).facts["seeds"][0]
     bad = registry.register(settings, "trained", source.as_uri(), seed["run_id"], {"system": "dlinear"})
     registry.promote(settings, "trained", bad)
     site.wait(lambda: "model" in site.get("/ready").json()["troubles"])

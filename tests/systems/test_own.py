@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 
 from stfm_pipeline.cli import app
 from stfm_pipeline.errors import UsageError
-from stfm_pipeline.experiment import training_plan
 from stfm_pipeline.forecaster import Forecaster
 from stfm_pipeline.lake import Lake
 from stfm_pipeline.settings import Settings
@@ -19,6 +18,7 @@ from stfm_pipeline.systems import own
 from stfm_pipeline.systems.catalog import all_systems, built_in, get_system, module_names
 from stfm_pipeline.systems.spec import Training
 from stfm_pipeline.train import Budget, fit
+from stfm_pipeline.training import training_plan
 from stfm_pipeline.windows import Panel, load_panel
 
 BRIEF = Budget("brief", epochs=2, patience=2, seeds=1, stride=8)

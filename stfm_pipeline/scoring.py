@@ -1,4 +1,4 @@
-"""Trained systems -> a leaderboard with its report: all scored on the same windows, published like a stage."""
+"""trained systems -> evaluation: all that stand on the current data, and the champion, on the same windows."""
 
 from __future__ import annotations
 
@@ -13,19 +13,30 @@ import polars as pl
 from stfm_pipeline.alone import alone
 from stfm_pipeline.datasets.catalog import get_dataset
 from stfm_pipeline.datasets.spec import DatasetSpec
-from stfm_pipeline.experiment.training import Plan, Trained, fresh, trained_systems
 from stfm_pipeline.fingerprint import code_version, fingerprint
 from stfm_pipeline.lake import Lake, Stage
 from stfm_pipeline.road import ROAD, Outcome
 from stfm_pipeline.settings import Settings
+from stfm_pipeline.systems.catalog import all_systems
 from stfm_pipeline.tables import Check
+from stfm_pipeline.training import Plan, fresh, stage_of
 
 if TYPE_CHECKING:
+    from stfm_pipeline.evaluate.choose import Decision
     from stfm_pipeline.evaluate.run import Entry, Evaluation
     from stfm_pipeline.forecaster import Forecaster
+    from stfm_pipeline.systems.spec import System
 
 log = logging.getLogger("stfm")
 EVALUATED = "evaluated"
+Trained = list[tuple["System", Stage]]
+
+
+def trained_systems(lake: Lake, name: str) -> Trained:
+    """Systems trained on the dataset's current enriched stage."""
+    enriched = lake.require(name, "enriched")
+    found = [(s, lake.stage(name, stage_of(s.name))) for s in all_systems().values()]
+    return [(s, t) for s, t in found if t is not None and t.inputs.get("enriched") == enriched.data_version]
 
 
 def evaluation_plan(name: str, trained: Trained) -> Plan:
@@ -78,6 +89,7 @@ def _evaluate_dataset(name: str, lake: Lake, settings: Settings) -> Outcome:
 
     from stfm_pipeline import registry
     from stfm_pipeline.evaluate import report
+    from stfm_pipeline.evaluate.choose import SHARE
     from stfm_pipeline.evaluate.run import evaluate
     from stfm_pipeline.windows import load_panel
 
@@ -98,12 +110,28 @@ def _evaluate_dataset(name: str, lake: Lake, settings: Settings) -> Outcome:
     if crowned is not None and crowned.run_id not in runs:
         champion = registry.load_model(f"models:/{name}@{registry.CHAMPION}", settings)
         rival = champion if champion.problem.to_config() == panel.problem.to_config() else None
+    history = registry.decisions(settings, name)
+    until = harmonized.facts["end"]
+    available = registry.allowed(history, until)
+    baselines = sorted(e.runs[0] for e in contenders if e.system.branch == "baseline")
+
+    def evidence(system: str) -> str:
+        run = next(e.runs[e.chosen] for e in contenders if e.system.name == system)
+        met = crowned.run_id if rival is not None and crowned is not None else None
+        return fingerprint([run, met, baselines], "", panel.inputs)
+
+    def level_of(system: str) -> float:
+        """What was decided on this evidence before is decided alike, and spends nothing more."""
+        known = next((d for d in history if d.get("evidence") == evidence(system)), None)
+        return float(known["level"]) if known is not None and known["level"] else SHARE * available
+
     label = f"champion (version {crowned.version})" if crowned is not None else "champion"
-    evaluation = evaluate(spec, panel, contenders, rival, label, notes=_notes(spec, lake, crowned, rival, runs))
+    notes = [*_notes(spec, lake, crowned, rival, runs), *_starts(trained)]
+    evaluation = evaluate(spec, panel, contenders, rival, label, notes, level_of)
     leader = next(e for e in contenders if e.system.name == evaluation.candidate)
     run_id = leader.runs[leader.chosen]
     seeds = next(stage.facts["seeds"] for system, stage in trained if system.name == leader.system.name)
-    uri = next(s["uri"] for s in seeds if s["run_id"] == run_id)
+    uri, started = next((s["uri"], s["started"]) for s in seeds if s["run_id"] == run_id)
     html = report.render(
         evaluation, lake.read(harmonized, "entities"), lake.read(harmonized, "edges"), harmonized.facts
     )
@@ -117,12 +145,16 @@ def _evaluate_dataset(name: str, lake: Lake, settings: Settings) -> Outcome:
             if r.horizon == "avg"
         }
         mlflow.log_metrics(scores)
+        log_decision(evaluation.decision)
     facts = {
         "licence": spec.licence,
         "ranking": evaluation.ranking,
-        "candidate": {"system": evaluation.candidate, "run_id": run_id, "uri": uri},
+        "candidate": {"system": evaluation.candidate, "run_id": run_id, "uri": uri, "started": started},
         "met": crowned.run_id if crowned is not None else None,
         "decision": asdict(evaluation.decision),
+        "evidence": evidence(evaluation.candidate),
+        "left": available - evaluation.decision.level,
+        "until": until,
         "margins": evaluation.margins,
         "coverage": evaluation.coverage,
         "fallback": evaluation.fallback,
@@ -162,6 +194,25 @@ def _notes(spec: DatasetSpec, lake: Lake, crowned: Any, rival: Any, runs: Sequen
             f"version {crowned.version} answers another problem (entities, channels or lengths) and was not met"
         )
     return notes
+
+
+def _starts(trained: Trained) -> list[str]:
+    """Which systems did not start from scratch, or were asked not to."""
+    begun = [(s.name, t.facts["seeds"][0].get("started", "scratch")) for s, t in trained]
+    return [f"{name} started: {begin}" for name, begin in begun if begin != "scratch"]
+
+
+def log_decision(decision: Decision) -> None:
+    """The decision with its numbers on the active MLflow run."""
+    import mlflow
+
+    mlflow.set_tags({"promote": str(decision.promote), "reason": decision.reason})
+    mlflow.log_dict(asdict(decision), "decision.json")
+    numbers = {"level": decision.level, "block": decision.block, "blocks": decision.blocks, "draws": decision.draws}
+    mlflow.log_metrics({f"decision/{k}": float(v) for k, v in numbers.items()})
+    for m in decision.margins:
+        rival = "champion" if m["rival"].startswith("champion") else m["rival"]
+        mlflow.log_metrics({f"decision/{rival}/{k}": m[k] for k in ("margin", "low", "high")})
 
 
 def _plainly(unseen: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""enriched -> trained systems: each seed fitted, calibrated on val and logged to MLflow, published like a stage."""
+"""enriched -> trained systems: each published like a stage, its models logged to MLflow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stfm_pipeline.lake import Lake, Stage
 from stfm_pipeline.road import ROAD, Outcome
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.steps import landed_of
-from stfm_pipeline.systems.catalog import all_systems, code_of, get_system, select_systems
+from stfm_pipeline.systems.catalog import code_of, get_system, select_systems
 from stfm_pipeline.tables import Check
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from stfm_pipeline.windows import Panel
 
 log = logging.getLogger("stfm")
-Trained = list[tuple["System", Stage]]
+WARM, SCRATCH = "warm", "scratch"
 TRAINING_CODE = (
     "stfm_pipeline.windows",
     "stfm_pipeline.tasks",
@@ -51,8 +51,8 @@ class Plan:
     inputs: dict[str, str]
 
 
-def training_plan(lake: Lake, name: str, system: System, budget: str) -> Plan:
-    """What a training run of `system` would be made from; the budget matters only where there is training."""
+def training_plan(lake: Lake, name: str, system: System, budget: str, start: str = SCRATCH) -> Plan:
+    """What a training run of `system` would be made from; budget and start matter only where there is training."""
     from stfm_pipeline.train import BUDGETS
 
     inputs = {s: lake.require(name, s).data_version for s in ("harmonized", "embedded", "enriched")}
@@ -64,6 +64,8 @@ def training_plan(lake: Lake, name: str, system: System, budget: str) -> Plan:
         "task": spec.task.model_dump(),
         "seasons": spec.seasons,
     }
+    if system.training and start == WARM:
+        config["start"] = WARM
     code = code_version(*TRAINING_CODE, code_of(system.name))
     return Plan(fingerprint(config, code, inputs), inputs)
 
@@ -74,6 +76,15 @@ def fresh(lake: Lake, name: str, stage: str, plan: Plan) -> Stage | None:
     return found if found is not None and found.fingerprint == plan.mark else None
 
 
+def trained_already(
+    lake: Lake, name: str, system: System, budget: str, start: str | None = None
+) -> tuple[Plan, Stage | None]:
+    """The plan of a training, and what is published of it; where the start is left open, either start will do."""
+    plans = [training_plan(lake, name, system, budget, s) for s in ((start,) if start else (WARM, SCRATCH))]
+    stage = stage_of(system.name)
+    return next(((p, f) for p in plans if (f := fresh(lake, name, stage, p)) is not None), (plans[-1], None))
+
+
 def train_system(
     name: str,
     system_name: str,
@@ -82,19 +93,30 @@ def train_system(
     *,
     budget: str = "quick",
     device: str = "auto",
+    start: str | None = None,
     progress: bool | None = None,
 ) -> Outcome:
     """Train a system with each of the budget's seeds, calibrate its intervals on val, log everything to MLflow.
+
+    `start` warm: from the champion's weights where it is of this system and they fit; scratch: from the seed's own.
+    Left open, a model of either start is kept, and a new one starts from scratch.
 
     One process at a time trains a system on a dataset; the tables may go on meanwhile.
     """
     (system,) = select_systems([system_name], get_dataset(name).spec)
     with alone(settings.lock(name, stage_of(system.name)), f"training {system.name} on {name}"):
-        return _train_system(name, system, lake, settings, budget, device, progress)
+        return _train_system(name, system, lake, settings, budget, device, start, progress)
 
 
 def _train_system(
-    name: str, system: System, lake: Lake, settings: Settings, budget: str, device: str, progress: bool | None
+    name: str,
+    system: System,
+    lake: Lake,
+    settings: Settings,
+    budget: str,
+    device: str,
+    start: str | None,
+    progress: bool | None,
 ) -> Outcome:
     from stfm_pipeline.train import BUDGETS
     from stfm_pipeline.windows import load_panel
@@ -103,18 +125,21 @@ def _train_system(
     spec = get_dataset(name).spec
     stage = stage_of(system.name)
     with alone(settings.lock(name, ROAD), f"working on the tables of {name}"):
-        plan = training_plan(lake, name, system, budget)
-        if (found := fresh(lake, name, stage, plan)) is not None:
+        plan, found = trained_already(lake, name, system, budget, start)
+        if found is not None:
             log.info("%s %s: unchanged, not trained again", name, system.name)
             work.clear(settings, name, stage)
             return Outcome(found, reused=True)
         panel = load_panel(lake, name, settings.cache)
         origin = sources_of(lake, name)
     work.clear(settings, name, stage, but=plan.mark)
+    begin = _begin(panel, system, settings, start or SCRATCH)
     seeds = range(BUDGETS[budget].seeds if system.training else 1)
     promise = "every val forecast is a finite number"
     try:
-        fitted = [_train_seed(panel, system, seed, origin, settings, plan, budget, device, progress) for seed in seeds]
+        fitted = [
+            _train_seed(panel, system, seed, origin, settings, plan, budget, device, begin, progress) for seed in seeds
+        ]
     except MetricError as error:
         log.error("%s %s: not published: %s", name, system.name, error)
         return Outcome(None, False, [Check("forecasts_are_finite", False, promise, {"broken": str(error)})])
@@ -144,6 +169,37 @@ def _train_system(
     return Outcome(published, False, [finite], seconds)
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """What a training starts from: a champion's weights, or none; `facts` say which, or why none."""
+
+    facts: dict[str, Any]
+    weights: dict[str, Any] | None = None
+
+    def __str__(self) -> str:
+        if self.weights is not None:
+            return f"warm, from version {self.facts['version']}"
+        return f"scratch{': ' + self.facts['why'] if 'why' in self.facts else ''}"
+
+
+def _begin(panel: Panel, system: System, settings: Settings, start: str) -> Beginning:
+    from stfm_pipeline import registry
+    from stfm_pipeline.train import misfit
+
+    if start == SCRATCH or not system.training:
+        return Beginning({"start": SCRATCH})
+    crowned = registry.champion_version(settings, panel.problem.dataset)
+    if crowned is None:
+        return Beginning({"start": SCRATCH, "why": "there is no champion"})
+    champion = registry.load_model(f"models:/{panel.problem.dataset}/{crowned.version}", settings)
+    if champion.system != system.name:
+        return Beginning({"start": SCRATCH, "why": f"the champion is of {champion.system}"})
+    weights = {k: v.detach() for k, v in champion.module.named_parameters()}
+    if (why := misfit(system.build(panel.problem), weights)) is not None:
+        return Beginning({"start": SCRATCH, "why": f"version {crowned.version}: {why}"})
+    return Beginning({"start": WARM, "version": int(crowned.version), "run_id": crowned.run_id}, weights)
+
+
 def _train_seed(
     panel: Panel,
     system: System,
@@ -153,6 +209,7 @@ def _train_seed(
     plan: Plan,
     budget: str,
     device: str,
+    begin: Beginning,
     progress: bool | None,
 ) -> dict[str, Any]:
     import mlflow
@@ -166,15 +223,26 @@ def _train_seed(
     name = panel.problem.dataset
     spec = get_dataset(name).spec
     tags = {"stage": "training", "system": system.name, "licence": spec.licence, "seed": str(seed), "budget": budget}
+    tags["start"] = str(begin)
     with registry.run(settings, name, f"{system.name} seed {seed}", tags, plan.inputs["enriched"]) as (_, run_id):
-        kept = work.folder(settings, name, stage_of(system.name), plan.mark, seed) if system.training else None
+        # A checkpoint of another beginning is not gone on from.
+        which = f"{plan.mark}-{begin.facts.get('run_id', SCRATCH)}"
+        kept = work.folder(settings, name, stage_of(system.name), which, seed) if system.training else None
 
         def report(row: dict[str, float]) -> None:
             scores = {k: v for k, v in row.items() if k != "epoch"}
             mlflow.log_metrics(scores, step=int(row["epoch"]))
 
         result = fit(
-            system, panel, BUDGETS[budget], seed=seed, device=device, work=kept, report=report, progress=progress
+            system,
+            panel,
+            BUDGETS[budget],
+            seed=seed,
+            device=device,
+            work=kept,
+            report=report,
+            progress=progress,
+            weights=begin.weights,
         )
         facts = {
             "seconds": result.seconds,
@@ -183,6 +251,7 @@ def _train_seed(
             "val_loss": result.val_loss if result.curve else None,
             "precision": result.precision,
             "seed": seed,
+            "started": str(begin),
             "budget": budget if system.training else None,
             "licence": spec.licence,
             "side_information": {"past": list(panel.problem.past), "ahead": list(panel.problem.ahead)},
@@ -195,12 +264,12 @@ def _train_seed(
             result.module,
             absent,
             facts=facts,
-            lineage=lineage(origin, system, seed, plan, budget),
+            lineage=lineage(origin, system, seed, plan, budget) | {"started": begin.facts},
         )
         forecaster.levels = LEVELS
         forecaster.offsets = calibrate(forecaster.module, panel, system.needs, system.name)
         if system.training:
-            mlflow.log_params({**asdict(system.training), "budget": budget, "seed": seed})
+            mlflow.log_params({**asdict(system.training), "budget": budget, "seed": seed, "start": str(begin)})
         mlflow.log_metrics({"seconds": result.seconds, "peak_mb": result.peak_mb, "trainable": forecaster.trainable})
         two = panel.problem.entities[:2]
         example = frame_of(panel, panel.parts["train"].stop, two).with_columns(
@@ -226,6 +295,7 @@ def sources_of(lake: Lake, name: str) -> dict[str, Any]:
         "split": {
             r["part"]: [str(r["start"]), str(r["end"])] for r in lake.read(stages["harmonized"], "split").to_dicts()
         },
+        "split_version": stages["harmonized"].facts["split_version"],
         "scaler": {"per": get_dataset(name).spec.harmonize.scale_per, "fitted_on": "train"},
     }
 
@@ -247,17 +317,8 @@ def lineage(origin: dict[str, Any], system: System, seed: int, plan: Plan, budge
     }
 
 
-def trained_systems(lake: Lake, name: str) -> Trained:
-    """Systems trained on the dataset's current enriched stage."""
-    enriched = lake.require(name, "enriched")
-    found = [(s, lake.stage(name, stage_of(s.name))) for s in all_systems().values()]
-    return [(s, t) for s, t in found if t is not None and t.inputs.get("enriched") == enriched.data_version]
-
-
 def stale_systems(lake: Lake, name: str, systems: Sequence[str], budget: str, data_is_stale: bool) -> list[str]:
     """The systems that a run has to train."""
     if data_is_stale:
         return list(systems)
-    return [
-        s for s in systems if fresh(lake, name, stage_of(s), training_plan(lake, name, get_system(s), budget)) is None
-    ]
+    return [s for s in systems if trained_already(lake, name, get_system(s), budget)[1] is None]

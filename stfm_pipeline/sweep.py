@@ -1,4 +1,4 @@
-"""What nobody will read again goes: old table versions, and windows made from them."""
+"""Table versions that nothing is made from any more."""
 
 from __future__ import annotations
 

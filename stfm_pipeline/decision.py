@@ -1,4 +1,4 @@
-"""A leaderboard -> a champion: the candidate registered, and promoted or refused."""
+"""evaluation -> champion: the candidate is registered, and promoted or refused."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import polars as pl
 from stfm_pipeline.alone import alone
 from stfm_pipeline.datasets.catalog import get_dataset
 from stfm_pipeline.errors import StfmError
-from stfm_pipeline.experiment.evaluation import EVALUATED, still_meets
-from stfm_pipeline.experiment.training import Plan, fresh
 from stfm_pipeline.fingerprint import code_version, fingerprint
 from stfm_pipeline.lake import Lake
 from stfm_pipeline.road import Outcome
+from stfm_pipeline.scoring import EVALUATED, still_meets
 from stfm_pipeline.settings import Settings
+from stfm_pipeline.training import Plan, fresh
 
 log = logging.getLogger("stfm")
 CHAMPION = "champion"
@@ -55,8 +55,10 @@ def _crown(name: str, lake: Lake, settings: Settings) -> Outcome:
         )
     candidate, decision = evaluated.facts["candidate"], Decision(**evaluated.facts["decision"])
     tags = {"system": candidate["system"], "licence": spec.licence, "homepage": spec.homepage}
+    tags["started"] = candidate["started"]
     number = registry.register(settings, name, candidate["uri"], candidate["run_id"], tags)
-    registry.apply_decision(settings, name, number, decision)
+    known = {k: evaluated.facts[k] for k in ("evidence", "left", "until")} | {"run_id": candidate["run_id"]}
+    record = registry.apply_decision(settings, name, number, decision, system=candidate["system"], **known)
     facts = {
         "name": name,
         "version": number,
@@ -64,6 +66,8 @@ def _crown(name: str, lake: Lake, settings: Settings) -> Outcome:
         "system": candidate["system"],
         "promoted": decision.promote,
         "reason": decision.reason,
+        "until": evaluated.facts["until"],
+        "decision": record,
         "licence": spec.licence,
     }
     row = pl.DataFrame([{k: json.dumps(v) for k, v in facts.items()}])
