@@ -10,10 +10,10 @@ import dagster as dg
 
 def definitions(resources: dict[str, Any]) -> dg.Definitions:
     """All assets, jobs, schedules and sensors."""
-    from assets import data, evaluation, jobs, landing, scoring, systems
+    from assets import data, drift, evaluation, jobs, landing, scoring, systems
     from assets.common import console
 
-    assets = [*data.assets, *systems.assets, *evaluation.assets, *scoring.assets]
+    assets = [*data.assets, *systems.assets, *evaluation.assets, *scoring.assets, *drift.assets]
     with warnings.catch_warnings():
         # Code references work but are marked beta; a warning at every start helps nobody.
         warnings.simplefilter("ignore", dg.BetaWarning)

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from assets import landing, retraining
+from assets import drift, landing, retraining
 from assets.common import DATASETS
 
 road = dg.define_asset_job(
@@ -39,4 +39,4 @@ follow = dg.AutomationConditionSensorDefinition(
 
 jobs = [road, landing.take_in, retraining.retraining]
 schedules = [retraining.weekly_retraining]
-sensors = [datasets_in_step, landing.landing, retraining.enough_new_data, follow]
+sensors = [datasets_in_step, landing.landing, retraining.enough_new_data, follow, drift.retrain_on_drift]

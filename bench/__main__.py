@@ -1,6 +1,7 @@
 """Speed and memory, each measured in a process of its own or side by side in one run: `make bench`.
 
-`python -m bench [road] [append] [long] [patches] [training] [loading] [serve] [--quick]`; all of them by default.
+`python -m bench [road] [append] [drift] [long] [patches] [training] [loading] [serve] [replay-aa] [faults] [--quick]`;
+all of them by default.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from importlib import import_module
 PARTS = {
     "road": "bench.road",
     "append": "bench.append",
+    "drift": "bench.drift",
     "long": "bench.long_rows",
     "patches": "bench.patches",
     "training": "bench.training",
     "loading": "bench.loading",
     "serve": "bench.serve",
+    "faults": "bench.faults",
+    "replay-aa": "bench.replay_aa",
 }
 
 

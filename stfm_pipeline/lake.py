@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +37,10 @@ _TAKEN = {"information_schema", "memory", "pg_catalog", "system", "temp"}
 
 
 Tables = Mapping[str, pl.DataFrame | Tail]
+
+
+class GoneError(StfmError):
+    """A version whose files were swept."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,7 @@ class Lake:
                 found=str(table.frame.schema),
             )
         current = self._table(path)
-        if current.version() != before.tables[name]:
+        if set(current.file_uris()) != set(self._table(path, before.tables[name]).file_uris()):
             # A writer was killed before its manifest row: what it left is not what is continued.
             return self._write(path, pl.concat([self.read_rows(before, name, 0, table.first), table.frame]))
         if len(current.file_uris()) > FILES_OF_A_TABLE:
@@ -256,14 +261,8 @@ class Lake:
                 f"stage '{stage.name}' of '{stage.dataset}' has no table '{table}'",
                 expected=f"one of: {', '.join(stage.tables)}",
             )
-        try:
+        with _there(stage):
             return self._load(self._path(stage.dataset, stage.name, table), stage.tables[table])
-        except FileNotFoundError as error:
-            raise StfmError(
-                f"version {stage.version} of {stage.name} of '{stage.dataset}' is gone",
-                expected="a current version, or one that a registered model names: `stfm clean --old` keeps those",
-                found=str(error).splitlines()[0],
-            ) from error
 
     def as_made_of(self, dataset: str, stage: str, version: str) -> Stage | None:
         """The latest state of a stage with this data version."""
@@ -281,13 +280,16 @@ class Lake:
         """Rows `start` to `stop` (exclusive) of a table; files that hold none of them are passed over."""
         source = self._table(self._path(stage.dataset, stage.name, table), stage.tables[table])
         wanted = pl.col(ROW) >= start if stop is None else (pl.col(ROW) >= start) & (pl.col(ROW) < stop)
-        frame = pl.scan_delta(source, storage_options=self.options).filter(wanted).collect()
+        with _there(stage):
+            frame = pl.scan_delta(source, storage_options=self.options).filter(wanted).collect()
         return (frame if frame[ROW].is_sorted() else frame.sort(ROW)).drop(ROW)
 
     def tail(self, stage: Stage, table: str, since: datetime) -> Tail | None:
         """The rows of a table from `since` on, by its column `time`; None where they are not its last ones."""
         source = self._table(self._path(stage.dataset, stage.name, table), stage.tables[table])
-        frame = pl.scan_delta(source, storage_options=self.options).filter(pl.col("time") >= since).collect().sort(ROW)
+        with _there(stage):
+            scan = pl.scan_delta(source, storage_options=self.options)
+            frame = scan.filter(pl.col("time") >= since).collect().sort(ROW)
         rows = stage.blocks[table].rows if table in stage.blocks else source.count()
         first = rows - len(frame)
         if len(frame) and cast(int, frame[ROW].min()) != first:
@@ -348,6 +350,18 @@ class Lake:
         connection.execute("set enable_external_access = false")
         connection.execute("set lock_configuration = true")
         return connection
+
+
+@contextmanager
+def _there(stage: Stage) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise GoneError(
+            f"version {stage.version} of {stage.name} of '{stage.dataset}' is gone",
+            expected="one that a current stage or a registered model is made from: `stfm clean --old` keeps those",
+            found=str(error).splitlines()[0],
+        ) from error
 
 
 def _bytes(path: Path) -> int:

@@ -3,6 +3,7 @@
 Rules. The same bytes again change nothing and are set aside. Of rows that overlap, those that are the same change
 nothing, and a later file's value replaces an earlier one's: an empty cell says nothing. Late rows are put where they
 belong. A file that would break a contract, or make a table that harmonisation refuses, is set aside with the reason.
+What is no fault of the file (a full disk, an archive out of reach, a writer who is not done) leaves it where it is.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -42,6 +44,7 @@ from stfm_pipeline.points import reached
 from stfm_pipeline.road import ROAD
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.sources import file_hash
+from stfm_pipeline.steps import fetched
 from stfm_pipeline.tables import step_us
 
 log = logging.getLogger("stfm")
@@ -51,13 +54,17 @@ UNFINISHED = (".part", ".tmp", ".crdownload", ".swp", "~")
 
 @dataclass(frozen=True)
 class Taken:
-    """What became of a file: `accepted`, or set aside, with the reason; the datasets that read its source."""
+    """What became of a file: `accepted`, or the reason why not; the datasets that read its source."""
 
     source: str
     name: str
     accepted: bool
     reason: str
     datasets: tuple[str, ...]
+
+
+class NotNowError(Exception):
+    """What keeps a file from being taken is not in the file."""
 
 
 def readers() -> dict[str, tuple[AnySource, list[Dataset]]]:
@@ -73,23 +80,28 @@ def waiting(settings: Settings, settled: float = SETTLED) -> dict[str, list[Path
     """Files that lie in landing folders and have not changed for `settled` seconds, the oldest first, by source."""
     out = {}
     for place in sorted(p for p in settings.landing.glob("*") if p.is_dir()):
-        found = [p for p in place.iterdir() if _is_whole(p, settled)]
+        found = [(since, p.name, p) for p in place.iterdir() if (since := _whole_since(p, settled)) is not None]
         if found:
-            out[place.name] = sorted(found, key=lambda p: (p.stat().st_mtime_ns, p.name))
+            out[place.name] = [path for *_, path in sorted(found)]
     return out
 
 
-def _is_whole(path: Path, settled: float) -> bool:
-    """Whether a file seems to be written to its end: untouched for a while, and named like one that is."""
+def _whole_since(path: Path, settled: float) -> int | None:
+    """When a file was last changed, if it seems to be written to its end: untouched for a while, and named like it."""
+    stamp = _stamp(path)
+    if stamp is None or path.name.startswith(".") or path.name.endswith(UNFINISHED):
+        return None
+    there = path.is_file() and os.access(path, os.R_OK) and time.time() - stamp[0] / 1e9 >= settled
+    return stamp[0] if there else None
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What is another where a file was written or replaced; None where there is none."""
     try:
-        return (
-            path.is_file()
-            and not path.name.startswith(".")
-            and not path.name.endswith(UNFINISHED)
-            and time.time() - path.stat().st_mtime >= settled
-        )
+        stat = path.stat()
     except OSError:
-        return False
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 def put(dataset: str, files: list[Path], settings: Settings) -> list[Path]:
@@ -111,14 +123,17 @@ def put(dataset: str, files: list[Path], settings: Settings) -> list[Path]:
                 expected=f"a name that begins with one of: {', '.join(Path(m).stem for m in known)}",
                 fix=f"rename it, such as {Path(known[0]).stem}-{path.name}",
             )
-        place = folder(name_of(fits[0]), settings)
+        name = name_of(fits[0])
+        place = folder(name, settings)
         place.mkdir(parents=True, exist_ok=True)
         scratch = place / f".{path.name}.part"
-        shutil.copy2(path, scratch)
-        # It is whole already, and nobody need wait for it.
-        stamp = time.time() - SETTLED + order / 1e3
-        os.utime(scratch, (stamp, stamp))
-        out.append(scratch.replace(_free(place / path.name)))
+        with alone(settings.lock("landing", name), f"taking in files of {name}"), ExitStack() as failed:
+            failed.callback(scratch.unlink, missing_ok=True)
+            shutil.copy2(path, scratch)
+            # It is whole already, and nobody need wait for it.
+            stamp = time.time() - SETTLED + order / 1e3
+            os.utime(scratch, (stamp, stamp))
+            out.append(scratch.replace(_free(place / path.name)))
     return out
 
 
@@ -133,9 +148,11 @@ def _begins(name: str, stem: str) -> bool:
 
 
 def take_in(lake: Lake, settings: Settings, settled: float = SETTLED) -> list[Taken]:
-    """Take in every file that waits, one after the other; what is not taken stays, set aside with its reason."""
+    """Take in every file that waits, one after the other; what is not taken stays, where it is or set aside."""
     return [
-        taken for name, files in waiting(settings, settled).items() for taken in _source(name, files, lake, settings)
+        taken
+        for name, files in waiting(settings, settled).items()
+        for taken in _source(name, files, lake, settings, settled)
     ]
 
 
@@ -152,38 +169,100 @@ def behind(lake: Lake, settings: Settings) -> dict[str, str]:
     return out
 
 
-def _source(name: str, files: list[Path], lake: Lake, settings: Settings) -> Iterator[Taken]:
+def _source(name: str, files: list[Path], lake: Lake, settings: Settings, settled: float) -> Iterator[Taken]:
     known = readers()
     with alone(settings.lock("landing", name), f"taking in files of {name}"):
         _unfinished(name, settings)
         for path in files:
-            if not path.exists():
+            # Another process may have taken it, or somebody be putting another in its place.
+            if _whole_since(path, settled) is None:
                 continue
             source, datasets = known.get(name, (None, []))
             names = tuple(d.spec.name for d in datasets)
             try:
-                if source is None:
-                    raise SourceError(
-                        f"no dataset reads a source '{name}'",
-                        expected=f"one of the folders: {', '.join(sorted(known))}",
-                    )
-                part = _take(name, path, source, datasets, lake, settings)
-            except StfmError as error:
-                _set_aside(path, str(error), folder(name, settings) / ASIDE)
-                log.warning("%s: %s set aside: %s", name, path.name, str(error).splitlines()[0])
-                yield Taken(name, path.name, False, str(error), names)
-            else:
-                log.info("%s: %s taken as file %d of '%s'", name, path.name, part.number, part.member)
-                yield Taken(name, path.name, True, f"file {part.number} of '{part.member}'", names)
+                try:
+                    if source is None:
+                        raise SourceError(
+                            f"no dataset reads a source '{name}'",
+                            expected=f"one of the folders: {', '.join(sorted(known))}",
+                        )
+                    part = _take(name, path, source, datasets, lake, settings)
+                except StfmError as error:
+                    _set_aside(path, str(error), folder(name, settings) / ASIDE)
+                    log.warning("%s: %s set aside: %s", name, path.name, str(error).splitlines()[0])
+                    yield Taken(name, path.name, False, str(error), names)
+                else:
+                    log.info("%s: %s taken as file %d of '%s'", name, path.name, part.number, part.member)
+                    yield Taken(name, path.name, True, f"file {part.number} of '{part.member}'", names)
+            except (NotNowError, OSError) as error:
+                log.error("%s: %s stays where it is: %s", name, path.name, error)
+                yield Taken(name, path.name, False, f"it stays where it is: {error}", names)
 
 
 def _take(name: str, path: Path, source: AnySource, datasets: list[Dataset], lake: Lake, settings: Settings) -> Part:
-    before = accepted(name, settings)
-    sha256 = file_hash(path)
+    if path.name == FACTS or not path.name.isprintable():
+        raise SourceError(f"a file cannot be named {path.name!a}", fix="rename it")
+    try:
+        before = accepted(name, settings)
+        archives = {d.spec.name: fetched(d.spec, settings) for d in datasets}
+    except StfmError as error:
+        raise NotNowError(str(error)) from error
+    number = before[-1].number + 1 if before else 1
+    place = folder(name, settings) / ACCEPTED
+    scratch = place / f".{number:06d}"
+    stamp = _stamp(path)
+    with ExitStack() as held:
+        held.callback(shutil.rmtree, scratch, ignore_errors=True)
+        mine = _hold(path, scratch)
+        try:
+            part = _part(number, mine, path, source, before)
+            if part.number < number:
+                _remove(path, stamp)
+                return part
+            # Up to its being taken, so that no two files each fit and break a table together.
+            for dataset in sorted(datasets, key=lambda d: d.spec.name):
+                lock = settings.lock(dataset.spec.name, ROAD)
+                held.enter_context(alone(lock, f"working on the tables of {dataset.spec.name}"))
+            for dataset in datasets:
+                _blame(dataset, archives[dataset.spec.name], part, lake, settings)
+        except StfmError:
+            if _stamp(path) == stamp:
+                raise
+        if _stamp(path) != stamp or file_hash(mine) != part.sha256:
+            raise NotNowError("it changed while it was read")
+        (scratch / FACTS).write_text(json.dumps(part.facts(), indent=1))
+        target = scratch.rename(place / f"{number:06d}")
+        reached("landed")
+        _remove(path, stamp)
+    return replace(part, path=target / path.name)
+
+
+def _remove(path: Path, stamp: tuple[int, int, int] | None) -> None:
+    """Remove the first name of a file that was taken, unless it is another's by now."""
+    if _stamp(path) == stamp:
+        path.unlink()
+
+
+def _hold(path: Path, scratch: Path) -> Path:
+    """A second name for the file, whose first may be given to another; a copy where there are no second names."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    mine = scratch / path.name
+    # Of a symbolic link, what it points to is what may go.
+    if not path.is_symlink():
+        with suppress(OSError):
+            os.link(path, mine)
+            return mine
+    shutil.copy2(path, mine)
+    return mine
+
+
+def _part(number: int, mine: Path, path: Path, source: AnySource, before: list[Part]) -> Part:
+    """The part that a file makes, or the one that it has become and only its first name is left of."""
+    sha256 = file_hash(mine)
     if (same := next((p for p in before if p.sha256 == sha256), None)) is not None:
-        if path.samefile(same.path):
-            # It was taken, and its first name not yet removed.
-            path.unlink()
+        copied = same.name == path.name and same.path.stat().st_mtime_ns == mine.stat().st_mtime_ns
+        if copied or mine.samefile(same.path):
             return same
         raise SourceError(f"the same bytes as {same.name}, which was taken at {same.taken_at}", fix="nothing is to do")
     known = members(source)
@@ -193,45 +272,34 @@ def _take(name: str, path: Path, source: AnySource, datasets: list[Dataset], lak
             f"{path.name} is named like no file of its source",
             expected=f"a name that begins with one of: {', '.join(Path(m).stem for m in known)}",
         )
-    taken_at = datetime.now(UTC).isoformat()
-    part = Part(len(before) + 1, member, path.name, sha256, taken_at, path)
-    for dataset in datasets:
-        try:
-            with alone(settings.lock(dataset.spec.name, ROAD), f"working on the tables of {dataset.spec.name}"):
-                try_out(dataset, part, lake, settings)
-        except StfmError as error:
-            raise SourceError(f"{dataset.spec.name}: {error}") from error
-        except Exception as error:
-            # Whatever a file may hold that nobody foresaw, the next one is taken all the same.
-            raise SourceError(
-                f"{dataset.spec.name}: it cannot be read", found=f"{type(error).__name__}: {error}"
-            ) from error
-    if file_hash(path) != sha256:
-        raise SourceError("it changed while it was read", fix="drop it again when it is written to its end")
-    place = folder(name, settings) / ACCEPTED
-    scratch = place / f".{part.number:06d}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    # Clocks may go back; the order of taking does not.
+    taken_at = max([datetime.now(UTC).isoformat(), *(p.taken_at for p in before)])
+    return Part(number, member, path.name, sha256, taken_at, mine)
+
+
+def _blame(dataset: Dataset, archives: dict[str, Path], part: Part, lake: Lake, settings: Settings) -> None:
+    """Try a file out; whatever is wrong with it, foreseen or not, is a `SourceError` that names the dataset."""
     try:
-        os.link(path, scratch / path.name)
-    except OSError:
-        shutil.copyfile(path, scratch / path.name)
-    (scratch / FACTS).write_text(json.dumps(part.facts(), indent=1))
-    scratch.rename(place / f"{part.number:06d}")
-    reached("landed")
-    path.unlink()
-    return part
+        try_out(dataset, archives, part, lake, settings)
+    except StfmError as error:
+        raise SourceError(f"{dataset.spec.name}: {error}") from error
+    except Exception as error:
+        # Readers raise OSErrors about a file's form, too, but only the system's have a number.
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+            raise NotNowError(f"{type(error).__name__}: {error}") from error
+        raise SourceError(
+            f"{dataset.spec.name}: it cannot be read", found=f"{type(error).__name__}: {error}"
+        ) from error
 
 
-def try_out(dataset: Dataset, part: Part, lake: Lake, settings: Settings) -> None:
+def try_out(dataset: Dataset, files: dict[str, Path], part: Part, lake: Lake, settings: Settings) -> None:
     """Raise what would keep the dataset from going down the road with this file; nothing is published."""
     from stfm_pipeline.datasets.landed import piece
-    from stfm_pipeline.steps import fetched, try_raw
+    from stfm_pipeline.steps import try_raw
 
     spec = dataset.spec
     if not part.path.stat().st_size:
         raise SourceError(f"{part.name} is empty")
-    files = fetched(spec, settings)
     published = lake.stage(spec.name, "raw")
     known = lake.read(published, "entities")["entity"].to_list() if published and "entities" in published.tables else []
     found = piece(dataset, files, part, known)

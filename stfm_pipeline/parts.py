@@ -16,8 +16,9 @@ from typing import Any
 
 import polars as pl
 
+from stfm_pipeline.errors import SourceError
 from stfm_pipeline.settings import Settings
-from stfm_pipeline.sources import HttpSource, LocalSource, PypiSource
+from stfm_pipeline.sources import HttpSource, LocalSource, PypiSource, file_hash
 
 ACCEPTED, ASIDE = "accepted", "aside"
 FACTS = "part.json"
@@ -64,12 +65,31 @@ def folder(name: str, settings: Settings) -> Path:
 
 
 def accepted(name: str, settings: Settings) -> list[Part]:
-    """The files taken so far, in the order of taking."""
+    """The files taken so far, in the order of taking; raises `SourceError` where one was not left as it was."""
     found = []
     for place in sorted((folder(name, settings) / ACCEPTED).glob("[0-9]*")):
-        facts = json.loads((place / FACTS).read_text())
-        found.append(Part(**facts, path=place / facts["name"]))
+        try:
+            facts = json.loads((place / FACTS).read_text())
+            found.append(Part(**facts, path=place / facts["name"]))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise _damaged(place, f"{FACTS}: {error}") from error
     return found
+
+
+def intact(parts: Iterable[Part]) -> None:
+    """Raise `SourceError` where a file's bytes are no longer those that were taken."""
+    for part in parts:
+        if not part.path.is_file() or file_hash(part.path) != part.sha256:
+            raise _damaged(part.path.parent, f"{part.name} is gone or has other bytes")
+
+
+def _damaged(place: Path, found: str) -> SourceError:
+    return SourceError(
+        f"a file that was taken is not as it was: {place}",
+        expected=f"{FACTS} and the file that it describes",
+        found=found,
+        fix=f"move the folder out of {ACCEPTED}/ and drop the file again",
+    )
 
 
 def landed(sources: Iterable[AnySource], settings: Settings) -> tuple[Part, ...]:

@@ -214,13 +214,11 @@ def register(settings: Settings, dataset: str, model_uri: str, run_id: str, tags
 
 
 def champion_version(settings: Settings, dataset: str, alias: str = CHAMPION) -> Any | None:
-    """The version an alias points to, or None."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return connect(settings).get_model_version_by_alias(dataset, alias)
-    except MlflowException:
-        return None
+    """The version an alias points to, or None; raises where MLflow cannot say."""
+    client = connect(settings)
+    models = client.search_registered_models(f"name='{dataset}'")
+    number = models[0].aliases.get(alias) if models else None
+    return client.get_model_version(dataset, str(number)) if number is not None else None
 
 
 def decisions(settings: Settings, dataset: str) -> list[dict[str, Any]]:
@@ -334,25 +332,31 @@ def show(settings: Settings, dataset: str, number: int | None = None) -> dict[st
 def promote(settings: Settings, dataset: str, number: int) -> dict[str, Any]:
     """Make a version champion by hand; the decision says so."""
     show(settings, dataset, number)
-    return _by_hand(settings, dataset, number, "promoted by hand", "by hand")
+    with alone(settings.lock(dataset, CHAMPION), f"deciding on the champion of {dataset}"):
+        apply_decision(settings, dataset, number, Decision(True, "promoted by hand"), "by hand")
+    return show(settings, dataset, number)
 
 
 def rollback(settings: Settings, dataset: str) -> dict[str, Any]:
     """Give the crown back to the version that wore it before the present champion."""
-    worn: list[int] = []
-    for row in reversed(decisions(settings, dataset)):
-        if row["kind"] == "rollback":
-            worn = worn[:-1]
-        elif row["promote"] and worn[-1:] != [row["version"]]:
-            worn.append(row["version"])
-    if len(worn) < 2:
-        raise UsageError(
-            f"'{dataset}' has no earlier champion to roll back to", fix=f"`stfm models decisions {dataset}`"
-        )
-    return _by_hand(settings, dataset, worn[-2], f"rolled back from version {worn[-1]}", "rollback")
-
-
-def _by_hand(settings: Settings, dataset: str, number: int, reason: str, kind: str) -> dict[str, Any]:
     with alone(settings.lock(dataset, CHAMPION), f"deciding on the champion of {dataset}"):
-        apply_decision(settings, dataset, number, Decision(True, reason), kind)
+        history, now = decisions(settings, dataset), champion_version(settings, dataset)
+        worn: list[int] = []
+        for row in reversed(history):
+            if row["kind"] == "rollback":
+                worn = worn[:-1]
+            elif row["promote"] and worn[-1:] != [row["version"]]:
+                worn.append(row["version"])
+        if history and now is not None and history[0]["kind"] == "rollback" and int(now.version) != worn[-1]:
+            # One that was written down and then cut short; to write another would go back by two.
+            number = worn[-1]
+            _crown(connect(settings), dataset, number, history[0]["decided_at"])
+        elif len(worn) < 2:
+            raise UsageError(
+                f"'{dataset}' has no earlier champion to roll back to", fix=f"`stfm models decisions {dataset}`"
+            )
+        else:
+            number = worn[-2]
+            decision = Decision(True, f"rolled back from version {worn[-1]}")
+            apply_decision(settings, dataset, number, decision, "rollback")
     return show(settings, dataset, number)

@@ -15,7 +15,7 @@ from stfm_pipeline.digest import data_version
 from stfm_pipeline.errors import ContractError
 from stfm_pipeline.fingerprint import code_version, fingerprint
 from stfm_pipeline.harmonize.version import ask_for_new_split
-from stfm_pipeline.lake import Lake, Stage
+from stfm_pipeline.lake import GoneError, Lake, Stage
 from stfm_pipeline.parts import digest, landed
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.stage import NEVER, Extension, Result
@@ -135,8 +135,8 @@ def _more(dataset: Dataset, step: Step, lake: Lake, settings: Settings, publishe
         return None
     try:
         return step.extend(dataset, lake, settings, published, min(known, default=NEVER))
-    except FileNotFoundError:
-        # The version it was made from has been swept.
+    except GoneError as error:
+        log.info("%s %s: computed whole: %s", published.dataset, published.name, error.problem)
         return None
 
 

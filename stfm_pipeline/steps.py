@@ -14,7 +14,7 @@ from stfm_pipeline.datasets.spec import Dataset, DatasetSpec
 from stfm_pipeline.errors import ContractError
 from stfm_pipeline.harmonize.version import split_version
 from stfm_pipeline.lake import Lake, Stage
-from stfm_pipeline.parts import LANDED, Part, digest, landed, table
+from stfm_pipeline.parts import LANDED, Part, digest, intact, landed, table
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.sources import fetch, identity
 from stfm_pipeline.stage import NEVER, Extension, Result, Tail
@@ -43,6 +43,7 @@ def _raw(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
 
     spec = dataset.spec
     parts = landed(spec.sources, settings)
+    intact(parts)
     tables = raw_tables(dataset, fetched(spec, settings), parts, spec.end)
     check = raw_contract(spec, tables)
     if not check.passed:
@@ -103,6 +104,7 @@ def _raw_with(
     known = old.facts["landed"]["files"]
     if not old.facts["in_order"] or _landed(parts[:known]) != old.facts["landed"]:
         return None
+    intact(parts[known:])
     found = extend(dataset, fetched(dataset.spec, settings), parts, len(parts) - known, lake, old)
     if found is None:
         return None

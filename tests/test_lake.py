@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import polars as pl
 import pytest
+from deltalake import DeltaTable, write_deltalake
 
 from stfm_pipeline.digest import data_version
 from stfm_pipeline.errors import StfmError, UsageError
-from stfm_pipeline.lake import Lake
+from stfm_pipeline.lake import Lake, Stage
+from stfm_pipeline.stage import Tail
 from stfm_pipeline.tables import Signal
 
 
@@ -240,3 +244,44 @@ def test_one_changed_cell_or_mask_bit_of_a_signal_changes_its_data_version() -> 
     cell[49, 2, 1] = np.nextafter(np.float32(1), np.float32(2))
     bit[49, 2, 1] = False
     assert len({version(values, observed), version(cell, observed), version(values, bit)}) == 3
+
+
+def hour(i: int) -> datetime:
+    return datetime(2024, 1, 1, tzinfo=UTC) + timedelta(hours=i)
+
+
+def go_on(lake: Lake, first: int, *values: int) -> Stage:
+    """Publish rows from `first` on, one an hour."""
+    frame = pl.DataFrame({"time": [hour(first + k) for k in range(len(values))], "x": values})
+    table = Tail(first, frame) if first else frame
+    since = hour(first) if first else None
+    return lake.publish("d", "s", {"t": table}, fingerprint=str(first), facts={}, inputs={}, since=since)
+
+
+def test_what_a_crash_left_after_compaction_is_gone_on_from(lake: Lake) -> None:
+    before = go_on(lake, 0, 0)
+    for i in range(1, 40):
+        before = go_on(lake, i, i)
+    path = f"{lake.uri}/d/s/t"
+    assert len(DeltaTable(path).file_uris()) < 40, "many files become few"
+    DeltaTable(path).optimize.compact()
+    assert DeltaTable(path).version() > before.tables["t"]
+    assert lake.read(before, "t")["x"].to_list() == list(range(40))
+    after = go_on(lake, 38, 8, 9, 10)
+    assert lake.read(after, "t")["x"].to_list() == [*range(38), 8, 9, 10]
+    assert data_version({"t": lake.read(after, "t")}, {}) == after.data_version
+
+
+def test_a_manifest_of_before_there_were_tails_goes_on(lake: Lake) -> None:
+    go_on(lake, 0, 0, 1)
+    path = f"{lake.uri}/d/s/manifest"
+    old = pl.read_delta(path).drop("blocks", "since")
+    shutil.rmtree(path)
+    write_deltalake(path, old.to_arrow())
+    (first,) = lake.history("d", "s")
+    assert first.blocks == {}
+    assert lake.read(first, "t")["x"].to_list() == [0, 1]
+    go_on(lake, 0, 0, 1, 2)
+    assert go_on(lake, 3, 3).since == hour(3)
+    assert [s.since for s in lake.history("d", "s")] == [None, None, hour(3)]
+    assert lake.read(lake.require("d", "s"), "t")["x"].to_list() == [0, 1, 2, 3]

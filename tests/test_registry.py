@@ -7,6 +7,7 @@ import io
 import json
 import pickletools
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from stfm_pipeline import decision, registry, scoring, training
 from stfm_pipeline.errors import StfmError, UsageError
@@ -156,7 +159,25 @@ def test_promotion_refusal_and_rollback_move_the_aliases(copied: Settings) -> No
     assert {v["version"]: v["aliases"] for v in registry.versions(copied, "trained")}[second] == ["champion"]
     assert registry.rollback(copied, "trained")["version"] == first
     shown = registry.show(copied, "trained")
-    assert (shown["version"], shown["decision"]["reason"]) == (first, "promoted by hand")
+    assert (shown["version"], shown["decision"]["reason"]) == (first, f"rolled back from version {second}")
+
+
+def test_a_rollback_that_was_cut_short_goes_back_by_one(copied: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = Lake(copied.lake_uri)
+    numbers = [register(copied, lake, system) for system in ("dlinear", "constant", "stid")]
+    for number in numbers:
+        registry.promote(copied, "trained", number)
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(MlflowClient, "set_registered_model_alias", dies)
+        with pytest.raises(KeyboardInterrupt):
+            registry.rollback(copied, "trained")
+    assert registry.show(copied, "trained")["version"] == numbers[2]
+    assert registry.rollback(copied, "trained")["version"] == numbers[1]
+    assert registry.rollback(copied, "trained")["version"] == numbers[0]
 
 
 def test_a_retrained_champion_meets_the_old_one_on_gate(copied: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,3 +233,15 @@ def test_a_crown_that_moved_since_the_candidate_met_it_is_met_anew(copied: Setti
         s["run_id"] for s in lake.require("trained", training.stage_of(other)).facts["seeds"]
     )
     assert decision.crown("trained", lake, copied).stage is not None
+
+
+def test_a_store_that_cannot_be_asked_is_not_a_store_without_a_champion(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert registry.champion_version(settings, "synthetic") is None
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{probe.getsockname()[1]}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(MlflowException, match="Connection"):
+        registry.champion_version(settings, "synthetic")

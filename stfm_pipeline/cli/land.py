@@ -33,7 +33,7 @@ def land(
         emit({"taken": [asdict(t) for t in taken], "folders": places})
     else:
         for t in taken:
-            say(f"{t.source}: {t.name} {'taken' if t.accepted else 'set aside'}: {t.reason}")
+            say(f"{t.source}: {t.name} {'taken' if t.accepted else 'not taken'}: {t.reason}")
         if dataset and not files:
             rows = [
                 [name, ", ".join(p["members"]), len(accepted(name, settings)), p["folder"]]

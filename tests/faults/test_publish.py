@@ -23,7 +23,7 @@ LAST = ("raw", "harmonized", "embedded", "enriched", "trained_last_value", "trai
 def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, str(SCRIPT), *arguments],
-        env={**os.environ, "STFM_HOME": str(home), "PYTHONPATH": str(SCRIPT.parents[1])},
+        env={**os.environ, "STFM_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

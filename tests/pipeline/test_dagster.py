@@ -57,7 +57,7 @@ def test_a_users_broken_system_files_do_not_keep_the_location_from_loading(setti
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert out.returncode == 0, out.stderr
-    keys = sorted([*DATA, *SYSTEMS, "coded", "syntax", "evaluated", "champion", "forecasts", "landed"])
+    keys = sorted([*DATA, *SYSTEMS, "coded", "syntax", "evaluated", "champion", "drift", "forecasts", "landed"])
     assert out.stdout.strip() == str(keys)
 
 
@@ -76,11 +76,12 @@ def test_the_asset_graph_is_the_road() -> None:
         **{s: ("training_objectives", ["enriched"]) for s in SYSTEMS},
         "evaluated": ("downstream_tasks", SYSTEMS),
         "champion": ("downstream_tasks", ["evaluated"]),
+        "drift": ("downstream_tasks", ["champion", "enriched"]),
         "forecasts": ("downstream_tasks", ["champion", "enriched"]),
     }
     assert found == expected
     checks = {k.asset_key.to_user_string() for k in graph.asset_check_keys}
-    assert checks == {*DATA, *SYSTEMS, "evaluated", "forecasts"}
+    assert checks == {*DATA, *SYSTEMS, "evaluated", "drift", "forecasts"}
     for key in graph.get_all_asset_keys():
         node = graph.get(key)
         assert node.description

@@ -100,7 +100,7 @@ def _linked(edges: pl.DataFrame, names: list[str], drawn: NDArray[np.bool_]) -> 
 
 def _chart(layout: Layout, names: list[str], patch: NDArray[np.int64], linked: NDArray[np.int64], cut: bool) -> str:
     drawn = layout.drawn
-    x, y, aspect = _axes(layout.x[drawn], layout.y[drawn], layout.degrees)
+    x, y, aspect = map_axes(layout.x[drawn], layout.y[drawn], layout.degrees)
     kinds = np.unique(patch[drawn])
     said = f"{int(drawn.sum()):,} entities" + (f" in {len(kinds):,} patches" if cut else "")
     said += f", {len(linked):,} linked pairs" if len(linked) else ""
@@ -127,7 +127,7 @@ def _framed(layout: Layout, patch: NDArray[np.int64]) -> bool:
     return bool(layout.drawn.all()) and len(np.unique(patch)) <= FRAMES
 
 
-def _axes(x: Floats, y: Floats, degrees: bool) -> tuple[Axis, Axis, float]:
+def map_axes(x: Floats, y: Floats, degrees: bool) -> tuple[Axis, Axis, float]:
     """Axes around the points, and the plot's width over its height: a kilometre is as long across as up."""
     centre = (x.min() + x.max()) / 2, (y.min() + y.max()) / 2
     squeeze = max(0.1, float(np.cos(np.deg2rad(centre[1])))) if degrees else 1.0
