@@ -163,27 +163,26 @@ def test_beyond_loopback_it_does_not_start_without_a_token(host: str, tmp_path: 
     assert (weak.returncode, "at least 16" in weak.stderr) == (2, True), weak.stderr
 
 
-def test_sigterm_finishes_what_runs_and_exits_with_zero(
-    registered: tuple[Settings, Lake], frame: pl.DataFrame, start: Start
-) -> None:
+def test_sigterm_finishes_what_runs_and_exits_with_zero(registered: tuple[Settings, Lake], frame: pl.DataFrame) -> None:
     server = subprocess.Popen(
         command("--port", "0", "--workers", "1"), cwd=ROOT, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
     )
-    assert server.stderr is not None
-    found = re.search(r":(\d+), its page", server.stderr.readline())
-    assert found is not None
-    site = Site(int(found[1]))
-    site.wait(lambda: site.get("/ready").status == 200)
-    body = json.dumps(text(frame).to_dicts()).encode()
-    # The frame many times over takes long to read, and is then refused for its double rows: an answer all the same.
-    long = json.dumps(text(frame).to_dicts() * 300).encode()
-    with ThreadPoolExecutor(1) as client:
-        answer = client.submit(site.post, long)
-        site.wait(lambda: site.metric("stfm_requests_in_flight") >= 2)
-        assert site.post(body).status == 200
-        server.send_signal(signal.SIGTERM)
-        assert answer.result().status == 422
-    rest = server.communicate(timeout=60)[1]
+    try:
+        assert server.stderr is not None
+        found = re.search(r":(\d+), its page", server.stderr.readline())
+        assert found is not None
+        site = Site(int(found[1]))
+        site.wait(lambda: site.get("/ready").status == 200)
+        # The frame many times over takes long to read, and is then refused for its double rows: an answer all the same.
+        long = json.dumps(text(frame).to_dicts() * 300).encode()
+        with ThreadPoolExecutor(1) as client:
+            answer = client.submit(site.post, long)
+            site.wait(lambda: site.metric("stfm_requests_in_flight") >= 2)
+            server.send_signal(signal.SIGTERM)
+            assert answer.result().status == 422
+        rest = server.communicate(timeout=60)[1]
+    finally:
+        server.kill()
     assert server.returncode == 0, rest
     assert "stopped" in rest
     with pytest.raises(ConnectionRefusedError):
