@@ -23,9 +23,9 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
 
 
 def asked(instance: dg.DagsterInstance) -> list[tuple[str | None, str | None]]:
-    context = dg.build_sensor_context(instance=instance, repository_def=defs.get_repository_def())
-    result = defs.resolve_sensor_def("enough_new_data").evaluate_tick(context)
-    return [(r.run_key, r.partition_key) for r in result.run_requests or []]
+    result = defs.resolve_sensor_def("enough_new_data")(dg.build_sensor_context(instance=instance))
+    assert isinstance(result, list | dg.SkipReason)
+    return [(r.run_key, r.partition_key) for r in result] if isinstance(result, list) else []
 
 
 def test_a_season_more_than_the_last_decision_asks_once(
