@@ -231,8 +231,8 @@ def test_the_champions_errors_rise_and_the_sensor_asks_once(
     assert sensor.default_status == dg.DefaultSensorStatus.STOPPED
     with dg.instance_for_test(temp_dir=str(tmp_path)) as instance:
         instance.add_dynamic_partitions("dataset", ["weeks", "never-made"])
-        without = sensor.evaluate_tick(dg.build_sensor_context(instance=instance, definitions=defs))
-        assert not without.run_requests, "drift was measured before there was a champion"
+        without = sensor(dg.build_sensor_context(instance=instance))
+        assert isinstance(without, dg.SkipReason), "drift was measured before there was a champion"
         result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
             instance=instance,
             partition_key="weeks",
@@ -247,12 +247,13 @@ def test_the_champions_errors_rise_and_the_sensor_asks_once(
         assert errors["channel"].to_list() == ["level"]
         assert errors["change"][0] > 1.5
         assert abs(errors["since"][0] - day(AT)) <= timedelta(days=7)
-        tick = sensor.evaluate_tick(dg.build_sensor_context(instance=instance, definitions=defs))
+        tick = sensor(dg.build_sensor_context(instance=instance))
+        assert isinstance(tick, dg.SensorResult)
         (request,) = tick.run_requests or []
-        assert request.partition_key == "weeks"
-        assert request.run_key is not None
+        assert (request.job_name, request.partition_key) == ("retrain", "weeks")
         assert "scale of level" in request.tags["stfm/drift"]
-        again = sensor.evaluate_tick(dg.build_sensor_context(instance=instance, definitions=defs, cursor=tick.cursor))
-        assert not again.run_requests
-        anew = sensor.evaluate_tick(dg.build_sensor_context(instance=instance, definitions=defs))
+        again = sensor(dg.build_sensor_context(instance=instance, cursor=tick.cursor))
+        assert isinstance(again, dg.SkipReason)
+        anew = sensor(dg.build_sensor_context(instance=instance))
+        assert isinstance(anew, dg.SensorResult)
         assert [r.run_key for r in anew.run_requests or []] == [request.run_key], "and a lost cursor asks with one key"
