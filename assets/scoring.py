@@ -8,7 +8,7 @@ from assets.common import DATASETS, events, relay_logs
 from assets.data import FOLLOWS
 from resources import LakeResource, TrackingResource
 from stfm_pipeline.fingerprint import code_version
-from stfm_pipeline.score import CODE, score
+from stfm_pipeline.forecasts import CODE, score
 
 CHECKS = {
     "every_entity_and_step": "Every entity has every step after the last observation.",

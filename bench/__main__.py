@@ -1,6 +1,6 @@
 """Speed and memory, each measured in a process of its own or side by side in one run: `make bench`.
 
-`python -m bench [road] [append] [drift] [long] [patches] [training] [loading] [serve] [faults] [--quick]`;
+`python -m bench [road] [append] [drift] [long] [patches] [training] [loading] [serve] [replay-aa] [faults] [--quick]`;
 all of them by default.
 """
 
@@ -17,6 +17,7 @@ PARTS = {
     "patches": "bench.patches",
     "training": "bench.training",
     "loading": "bench.loading",
+    "replay-aa": "bench.replay_aa",
     "serve": "bench.serve",
     "faults": "bench.faults",
 }

@@ -325,8 +325,8 @@ class Lake:
     def connect(self) -> duckdb.DuckDBPyConnection:
         """A DuckDB connection that sees every current table as `<dataset>.<stage>[_<table>]` and nothing outside.
 
-        Hyphens become underscores, and a name that DuckDB keeps for itself gets one at its end. A stage with a dense
-        signal gets a long view under the stage's own name.
+        Hyphens become underscores, and a name that DuckDB keeps for itself gets one at its end. The stage's own name is
+        that of a table called like it, and of the long view of a dense signal.
         """
         import duckdb
 
@@ -342,7 +342,7 @@ class Lake:
                     path = self._path(folder.name, stage.name, table)
                     source = f"_{schema}_{stage.name}_{table}".replace("-", "_")
                     connection.register(source, self._table(path, version).to_pyarrow_dataset())
-                    view = f"{stage.name}_{table}".replace("-", "_")
+                    view = (stage.name if table == stage.name else f"{stage.name}_{table}").replace("-", "_")
                     connection.execute(f'create view "{schema}"."{view}" as select * exclude ({ROW}) from "{source}"')
             for stage in stages:
                 if main := _long_view(stage, schema):

@@ -54,7 +54,7 @@ def score(
     from stfm_pipeline.console import emit, say
     from stfm_pipeline.datasets.catalog import get_dataset
     from stfm_pipeline.errors import ContractError
-    from stfm_pipeline.score import score as run
+    from stfm_pipeline.forecasts import score as run
 
     settings, lake = open_lake()
     get_dataset(dataset)

@@ -13,6 +13,7 @@ from stfm_pipeline.evaluate.metrics import DRAWS, Array, Sums, block_bootstrap
 MIN_DISJOINT_HORIZONS = 20
 MIN_DISJOINT_WINDOWS = 200
 MIN_BLOCKS = 5
+LEAST = 0.005
 CAPACITY, REFILL, SHARE = 0.02, 0.03, 0.25
 DAYS_OF_A_YEAR = 365.25
 
@@ -71,11 +72,13 @@ def allowance(left: float | None, days: float) -> float:
 
 
 def decide(candidate: Sums, rivals: Mapping[str, Sums], block: int, level: float = SHARE * CAPACITY) -> Decision:
-    """Promote only if the candidate beats every rival: the lower bound of each margin, at `level`, is above 0.
+    """Promote only if the candidate beats every rival: the lower bound of each margin, at `level`, is above `LEAST`.
 
-    The margin is the relative improvement in MAE, averaged over channels, on windows that chose neither. To be promoted
-    wrongly a candidate has to pass the very rival that it is no better than, so the level needs no correction for the
-    number of rivals (an intersection-union test, Berger 1982). With fewer than `MIN_BLOCKS` blocks nothing is decided.
+    The margin is the relative improvement in MAE, averaged over channels, on windows that chose neither. Another seed
+    of the same model can be better for weeks on end, longer than any block, but not by much: less than half a percent
+    is no reason to change the champion (docs/retraining.md). To be promoted wrongly a candidate has to pass the very
+    rival that it is no better than, so the level needs no correction for the number of rivals (an intersection-union
+    test, Berger 1982). With fewer than `MIN_BLOCKS` blocks nothing is decided.
     """
     blocks = candidate.windows / block
     if blocks < MIN_BLOCKS:
@@ -88,12 +91,12 @@ def decide(candidate: Sums, rivals: Mapping[str, Sums], block: int, level: float
     for name, theirs in rivals.items():
         margin, low, high = block_bootstrap(candidate, theirs, block, level=level)
         margins.append({"rival": name, "margin": margin, "low": low, "high": high})
-    lost = [m for m in margins if m["low"] <= 0]
+    lost = [m for m in margins if m["low"] <= LEAST]
     worst = min(lost or margins, key=lambda m: float(m["low"] if lost else m["margin"]))
     interval = f"{100 * (1 - 2 * level):.4g} % interval {worst['low']:+.1%} to {worst['high']:+.1%}"
     numbers = f"margin {worst['margin']:+.1%}, {interval}"
     reason = (
-        f"not better than {worst['rival']} beyond doubt: {numbers}"
+        f"not better than {worst['rival']} by {LEAST:.1%} beyond doubt: {numbers}"
         if lost
         else f"beats every rival on gate; the closest is {worst['rival']}: {numbers}"
     )

@@ -14,7 +14,7 @@ import polars as pl
 
 from stfm_pipeline.errors import StfmError
 from stfm_pipeline.forecaster import Forecaster
-from stfm_pipeline.score import Latest, latest
+from stfm_pipeline.forecasts import Latest, latest
 from stfm_pipeline.serve.metrics import Metrics
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.windows import Problem

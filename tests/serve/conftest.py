@@ -15,11 +15,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from stfm_pipeline import registry, training
+from stfm_pipeline import registry
 from stfm_pipeline.lake import Lake
 from stfm_pipeline.predict import frame_of
 from stfm_pipeline.serve.run import Options, make_server
 from stfm_pipeline.settings import Settings
+from stfm_pipeline.training import stage_of
 from stfm_pipeline.windows import load_panel
 
 JSON = {"Content-Type": "application/json"}
@@ -87,7 +88,7 @@ def registered(
 
 def add(settings: Settings, lake: Lake, system: str) -> int:
     """Register what was trained; returns the version."""
-    seed = lake.require("trained", training.stage_of(system)).facts["seeds"][0]
+    seed = lake.require("trained", stage_of(system)).facts["seeds"][0]
     return registry.register(settings, "trained", seed["uri"], seed["run_id"], {"system": system})
 
 

@@ -14,8 +14,8 @@ import pytest
 from serve.conftest import ARROW, JSON, Site, text
 
 from stfm_pipeline import registry
+from stfm_pipeline.forecasts import latest
 from stfm_pipeline.lake import Lake
-from stfm_pipeline.score import latest
 from stfm_pipeline.settings import Settings
 
 Start = Callable[..., Site]

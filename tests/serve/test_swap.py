@@ -20,9 +20,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from serve.conftest import Site, add, text
 
-from stfm_pipeline import registry, training
+from stfm_pipeline import registry
 from stfm_pipeline.lake import Lake
 from stfm_pipeline.settings import Settings
+from stfm_pipeline.training import stage_of
 
 ROOT = Path(__file__).parents[2]
 Start = Callable[..., Site]
@@ -91,7 +92,7 @@ def test_a_version_that_cannot_forecast_leaves_the_old_one_serving(
     site, body = start(), json.dumps(text(frame).to_dicts()).encode()
     source = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"models:/trained/{good}", dst_path=str(tmp_path)))
     spoil(source / "artifacts" / "forecaster")
-    seed = lake.require("trained", training.stage_of("constant")).facts["seeds"][0]
+    seed = lake.require("trained", stage_of("constant")).facts["seeds"][0]
     bad = registry.register(settings, "trained", source.as_uri(), seed["run_id"], {"system": "dlinear"})
     registry.promote(settings, "trained", bad)
     site.wait(lambda: "model" in site.get("/ready").json()["troubles"])
@@ -162,27 +163,26 @@ def test_beyond_loopback_it_does_not_start_without_a_token(host: str, tmp_path: 
     assert (weak.returncode, "at least 16" in weak.stderr) == (2, True), weak.stderr
 
 
-def test_sigterm_finishes_what_runs_and_exits_with_zero(
-    registered: tuple[Settings, Lake], frame: pl.DataFrame, start: Start
-) -> None:
+def test_sigterm_finishes_what_runs_and_exits_with_zero(registered: tuple[Settings, Lake], frame: pl.DataFrame) -> None:
     server = subprocess.Popen(
         command("--port", "0", "--workers", "1"), cwd=ROOT, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
     )
-    assert server.stderr is not None
-    found = re.search(r":(\d+), its page", server.stderr.readline())
-    assert found is not None
-    site = Site(int(found[1]))
-    site.wait(lambda: site.get("/ready").status == 200)
-    body = json.dumps(text(frame).to_dicts()).encode()
-    # The frame many times over takes long to read, and is then refused for its double rows: an answer all the same.
-    long = json.dumps(text(frame).to_dicts() * 300).encode()
-    with ThreadPoolExecutor(1) as client:
-        answer = client.submit(site.post, long)
-        site.wait(lambda: site.metric("stfm_requests_in_flight") >= 2)
-        assert site.post(body).status == 200
-        server.send_signal(signal.SIGTERM)
-        assert answer.result().status == 422
-    rest = server.communicate(timeout=60)[1]
+    try:
+        assert server.stderr is not None
+        found = re.search(r":(\d+), its page", server.stderr.readline())
+        assert found is not None
+        site = Site(int(found[1]))
+        site.wait(lambda: site.get("/ready").status == 200)
+        # The frame many times over takes long to read, and is then refused for its double rows: an answer all the same.
+        long = json.dumps(text(frame).to_dicts() * 300).encode()
+        with ThreadPoolExecutor(1) as client:
+            answer = client.submit(site.post, long)
+            site.wait(lambda: site.metric("stfm_requests_in_flight") >= 2)
+            server.send_signal(signal.SIGTERM)
+            assert answer.result().status == 422
+        rest = server.communicate(timeout=60)[1]
+    finally:
+        server.kill()
     assert server.returncode == 0, rest
     assert "stopped" in rest
     with pytest.raises(ConnectionRefusedError):

@@ -8,11 +8,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from stfm_pipeline import registry, training
+from stfm_pipeline import registry
 from stfm_pipeline.errors import StfmError
+from stfm_pipeline.forecasts import score
 from stfm_pipeline.lake import Lake
-from stfm_pipeline.score import score
 from stfm_pipeline.settings import Settings
+from stfm_pipeline.training import stage_of
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def copied(
 
 
 def crown(settings: Settings, lake: Lake, system: str) -> int:
-    seed = lake.require("trained", training.stage_of(system)).facts["seeds"][0]
+    seed = lake.require("trained", stage_of(system)).facts["seeds"][0]
     number = registry.register(settings, "trained", seed["uri"], seed["run_id"], {"system": system})
     registry.promote(settings, "trained", number)
     return number
