@@ -208,7 +208,9 @@ def register(settings: Settings, dataset: str, model_uri: str, run_id: str, tags
     for existing in client.search_model_versions(f"name='{dataset}'"):
         if existing.run_id == run_id:
             return int(existing.version)
-    made = client.create_model_version(dataset, source=model_uri, run_id=run_id, tags=tags)
+    # A tracking server takes a logged model as a source only beside its id.
+    model = model_uri.removeprefix("models:/")
+    made = client.create_model_version(dataset, source=model_uri, run_id=run_id, tags=tags, model_id=model)
     reached("register")
     return int(made.version)
 

@@ -12,7 +12,7 @@ from stfm_pipeline.evaluate.metrics import DRAWS, Array, Sums, block_bootstrap
 
 MIN_DISJOINT_HORIZONS = 20
 MIN_DISJOINT_WINDOWS = 200
-MIN_BLOCKS = 5
+MIN_BLOCKS = 3
 LEAST = 0.005
 CAPACITY, REFILL, SHARE = 0.02, 0.03, 0.25
 DAYS_OF_A_YEAR = 365.25

@@ -213,6 +213,9 @@ def block_bootstrap(
     return paired_bootstrap(ours.window_abs[:, pick], theirs.window_abs[:, pick], block, draws, seed, level)
 
 
+LARGEST_LOG = 500.0
+
+
 def paired_bootstrap(
     ours: Array, theirs: Array, block: int, draws: int = DRAWS, seed: int = 0, level: float = 0.025
 ) -> tuple[float, float, float]:
@@ -240,5 +243,6 @@ def paired_bootstrap(
     sums = [np.concatenate([np.zeros((1, s.shape[1])), s.cumsum(0)]) for s in (ours, theirs)]
     a, b = ((s[starts + block] - s[starts]).sum(axis=1) for s in sums)
     error = float(log_ratio(a, b).std()) * math.sqrt(blocks / (blocks - 1))
-    reach = float(stdtrit(blocks - 1, 1 - level)) * error
+    # Hardly more than two blocks reach beyond all numbers.
+    reach = min(float(stdtrit(blocks - 1, 1 - level)) * error, LARGEST_LOG)
     return whole, -math.expm1(centre + reach), -math.expm1(centre - reach)

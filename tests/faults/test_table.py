@@ -70,9 +70,9 @@ def test_the_reader_tells_what_was_published_from_what_was_not(home: Path, lake:
 def test_a_row_with_any_harm_is_not_good() -> None:
     assert Row("none", runs=2, completed=2).good
     harmed = [Row("a", 2, completed=1), Row("b", 1, 1, completed=1), Row("c", 1, wrong=1, completed=1)]
-    harmed += [Row("d", 1, stale=1, completed=1)]
+    harmed += [Row("d", 1, stale=1, completed=1), Row("e", 1, completed=1, other=1)]
     assert not any(row.good for row in harmed)
-    text = table([Row("SIGKILL", 3, 0, 1, 0, 3, 70, ["raw: not a version that was published"])])
+    text = table([Row("SIGKILL", 3, 0, 1, 0, 3, 70, notes=["raw: not a version that was published"])])
     assert "1 of 70" in text
     assert "3 of 3" in text
     assert "raw: not a version" in text
