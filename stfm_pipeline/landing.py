@@ -131,7 +131,7 @@ def put(dataset: str, files: list[Path], settings: Settings) -> list[Path]:
             failed.callback(scratch.unlink, missing_ok=True)
             shutil.copy2(path, scratch)
             # It is whole already, and nobody need wait for it.
-            stamp = time.time() - SETTLED + order / 1e3
+            stamp = time.time() - 2 * SETTLED + order / 1e3
             os.utime(scratch, (stamp, stamp))
             out.append(scratch.replace(_free(place / path.name)))
     return out
