@@ -7,6 +7,9 @@ from assets.common import DATASETS
 from assets.landing import IN_PROGRESS
 from resources import LakeResource, TrackingResource
 
+# How often the same data ask for a retraining that does not come to a decision.
+ATTEMPTS = 3
+
 
 class Retraining(dg.Config):
     """Where training starts (`warm`, `scratch`), which systems (empty: those trained before), and how much."""
@@ -60,16 +63,15 @@ def weekly_retraining(context: dg.ScheduleEvaluationContext) -> list[dg.RunReque
 def enough_new_data(context: dg.SensorEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
     from stfm_pipeline.retrain import due
 
-    def busy(name: str) -> bool:
-        asked = dg.RunsFilter(job_name="retrain", statuses=IN_PROGRESS, tags={"dagster/partition": name})
-        return bool(context.instance.get_runs(asked, limit=1))
-
     there = context.instance.get_dynamic_partitions("dataset")
-    late = {name: end for name, end in due(LakeResource().open()).items() if name in there}
-    free = {name: end for name, end in late.items() if not busy(name)}
-    if not free:
-        return dg.SkipReason("being retrained" if late else "no dataset has grown enough")
-    return [
-        dg.RunRequest(run_key=f"{name} {end}", partition_key=name, tags={"asked_by": f"data up to {end}"})
-        for name, end in free.items()
-    ]
+    requests = []
+    for name, end in due(LakeResource().open()).items():
+        why = f"data up to {end}"
+        tried = context.instance.get_runs(
+            dg.RunsFilter(job_name="retrain", tags={"dagster/partition": name}), limit=100
+        )
+        # A run that was killed, or failed, is asked for again.
+        times = sum(run.tags.get("asked_by") == why for run in tried)
+        if name in there and times < ATTEMPTS and not any(run.status in IN_PROGRESS for run in tried):
+            requests.append(dg.RunRequest(run_key=f"{name} {end} {times}", partition_key=name, tags={"asked_by": why}))
+    return requests or dg.SkipReason("no dataset has grown enough, or it is being retrained")

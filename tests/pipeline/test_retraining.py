@@ -1,4 +1,4 @@
-"""The daemon's part of retraining: the sensor asks once per amount of data, and not beside a run."""
+"""The daemon's part of retraining: the sensor asks until a decision comes, three times, and not beside a run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def asked(instance: dg.DagsterInstance) -> list[tuple[str | None, str | None]]:
     return [(r.run_key, r.partition_key) for r in result] if isinstance(result, list) else []
 
 
-def test_a_season_more_than_the_last_decision_asks_once(
+def test_a_season_more_than_the_last_decision_asks_until_it_is_answered(
     instance: dg.DagsterInstance, lake: Lake, settings: Settings
 ) -> None:
     begin(stop=55)
@@ -44,10 +44,17 @@ def test_a_season_more_than_the_last_decision_asks_once(
     land(rows("observations", 55.5, 56), "observations-55b.csv", lake, settings)
     down_the_road(lake, settings)
     end = f"{day(56):%Y-%m-%dT%H:%M:%S.000000}"
-    assert asked(instance) == [(f"live {end}", "live")], "the key makes it once per amount of data"
     job = defs.resolve_job_def("retrain")
-    instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags={"dagster/partition": "live"})
-    assert asked(instance) == [], "one is running"
+    tags = {"dagster/partition": "live", "asked_by": f"data up to {end}"}
+    for times in range(3):
+        assert asked(instance) == [(f"live {end} {times}", "live")]
+        run = instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags=tags)
+        assert asked(instance) == [], "one is running"
+        instance.report_run_failed(run)
+    assert asked(instance) == [], "three of them failed: more of the same would, too"
+    land(rows("observations", 56, 56.5), "observations-56.csv", lake, settings)
+    down_the_road(lake, settings)
+    assert len(asked(instance)) == 1, "other data are another occasion"
 
 
 def test_the_job_and_the_schedule() -> None:
