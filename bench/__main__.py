@@ -1,7 +1,7 @@
 """Speed and memory, each measured in a process of its own or side by side in one run: `make bench`.
 
-`python -m bench [road] [append] [drift] [long] [patches] [training] [loading] [serve] [replay-aa] [faults] [--quick]`;
-all of them by default.
+`python -m bench [road] [append] [long] [patches] [training] [loading] [drift] [serve] [replay-aa] [faults] [--quick]`; the
+last four take ten minutes to half an hour each and are run when they are named.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ from importlib import import_module
 PARTS = {
     "road": "bench.road",
     "append": "bench.append",
-    "drift": "bench.drift",
     "long": "bench.long_rows",
     "patches": "bench.patches",
     "training": "bench.training",
     "loading": "bench.loading",
+    "drift": "bench.drift",
     "replay-aa": "bench.replay_aa",
     "serve": "bench.serve",
     "faults": "bench.faults",
 }
 
+WHEN_NAMED = ("drift", "replay-aa", "serve", "faults")
+
 
 def main(arguments: list[str]) -> None:
-    wanted = [a for a in arguments if not a.startswith("-")] or list(PARTS)
+    wanted = [a for a in arguments if not a.startswith("-")] or [p for p in PARTS if p not in WHEN_NAMED]
     options = [a for a in arguments if a.startswith("-")]
     if unknown := [a for a in wanted if a not in PARTS] + [a for a in options if a != "--quick"]:
         sys.exit(f"unknown: {', '.join(unknown)}\nusage: python -m bench [{' | '.join(PARTS)}] [--quick]")
