@@ -1,7 +1,7 @@
 """Speed and memory, each measured in a process of its own or side by side in one run: `make bench`.
 
-`python -m bench [road] [append] [long] [patches] [training] [loading] [drift] [serve] [replay-aa] [faults] [--quick]`; the
-last four take ten minutes to half an hour each and are run when they are named.
+`python -m bench [road] [append] [long] [patches] [training] [loading] [drift] [serve] [replay-aa] [faults] [--quick]`;
+the last four take ten minutes to half an hour each and are run when they are named.
 """
 
 from __future__ import annotations
