@@ -63,9 +63,16 @@ def landing(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipRea
     recent = datetime.now(UTC) - timedelta(seconds=AGAIN)
     asked = dg.RunsFilter(job_name="take_in", statuses=IN_PROGRESS, created_after=recent)
     busy = context.instance.get_runs(asked, limit=1)
-    requests = [dg.RunRequest(job_name="take_in")] if files and not busy else []
+    before = json.loads(context.cursor or "{}")
+    # What could not be taken, as with an archive out of reach, is tried again, but not at every look.
+    asked: tuple[str, float] = before.get("asked", ("", 0.0))
+    found = repr([(str(p), p.stat().st_mtime_ns) for paths in files.values() for p in paths if p.exists()])
+    if files and not busy and (found != asked[0] or time.time() - asked[1] > AGAIN):
+        requests, asked = [dg.RunRequest(job_name="take_in")], (found, time.time())
+    else:
+        requests = []
     # Derived from what lies there, so that a crash between taking a file and saying so loses nothing.
-    told: dict[str, tuple[str, float]] = json.loads(context.cursor or "{}")
+    told: dict[str, tuple[str, float]] = before.get("told", {})
     late = behind(Lake(settings.lake_uri), settings)
     news = {n: d for n, d in late.items() if n not in told or told[n][0] != d or time.time() - told[n][1] > AGAIN}
     events = [
@@ -75,6 +82,7 @@ def landing(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipRea
         for name, digest in news.items()
     ]
     if not requests and not events:
-        return dg.SkipReason("being taken in" if files else "nothing has landed")
+        why = "being taken in" if busy else "what waits was asked for a moment ago" if files else "nothing has landed"
+        return dg.SkipReason(why)
     now = {n: told[n] for n in late if n in told} | {n: (d, time.time()) for n, d in news.items()}
-    return dg.SensorResult(run_requests=requests, asset_events=events, cursor=json.dumps(now))
+    return dg.SensorResult(run_requests=requests, asset_events=events, cursor=json.dumps({"asked": asked, "told": now}))

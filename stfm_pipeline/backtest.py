@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -171,20 +171,22 @@ def summary(spec: DatasetSpec, system: str, folds: Sequence[Fold]) -> Backtest:
 
     from stfm_pipeline.evaluate.metrics import mean_rows
 
-    names = list(folds[0].sums)
+    names, steps = list(folds[0].sums), range(1, spec.task.horizon + 1)
     per = [
-        {n: f.sums[n].rows(spec.name, n, f"fold {k}", spec.channel_names, []) for n in names}
+        {n: f.sums[n].rows(spec.name, n, f"fold {k}", spec.channel_names, steps) for n in names}
         for k, f in enumerate(folds, start=1)
     ]
     rows = [row for fold in per for n in names for row in fold[n]]
     for n in names:
-        rows += [type(r)(**{**vars(r), "split": "all folds", "seeds": 1}) for r in mean_rows([fold[n] for fold in per])]
+        for mean, *same in zip(mean_rows([fold[n] for fold in per]), *(fold[n] for fold in per), strict=True):
+            counts = {"n": sum(r.n for r in same), "windows": sum(r.windows for r in same)}
+            rows.append(replace(mean, split="all folds", seeds=1, **counts))
     margins = []
     for rival in (n for n in names if n != system):
         each = [1 - float((f.sums[system].mae() / f.sums[rival].mae()).mean()) for f in folds]
-        mean, error = float(np.mean(each)), float(np.std(each, ddof=1)) / len(each) ** 0.5
+        margin, error = float(np.mean(each)), float(np.std(each, ddof=1)) / len(each) ** 0.5
         reach = float(t.ppf(0.975, len(each) - 1)) * error
-        margins.append({"rival": rival, "margin": mean, "low": mean - reach, "high": mean + reach, "folds": each})
+        margins.append({"rival": rival, "margin": margin, "low": margin - reach, "high": margin + reach, "folds": each})
     spans = [{"origin": str(f.origin), "end": str(f.end)} for f in folds]
     return Backtest(spec.name, system, spans, rows, margins)
 

@@ -214,11 +214,12 @@ def _check_times(rows: pl.DataFrame, given: _Given, problem: Problem) -> None:
 def _origin(given: _Given, problem: Problem) -> np.datetime64:
     if not given.measured.any():
         raise FrameError("no observation in the frame", expected=f"at least {problem.look_back} steps of history")
-    steps = given.step[given.measured]
-    first, last = (np.datetime64(int(s) * problem.step_us, "us") for s in (steps.min(), steps.max()))
+    # A row whose values are empty still says that its step is over.
+    begin, end = int(given.step.min()), int(given.step[given.measured].max())
+    first, last = (np.datetime64(s * problem.step_us, "us") for s in (begin, end))
     step = np.timedelta64(problem.step_us, "us")
     origin: np.datetime64 = last + step
-    span = int(steps.max() - steps.min()) + 1
+    span = end - begin + 1
     if span < problem.look_back:
         raise FrameError(
             "too short a history",

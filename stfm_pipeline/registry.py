@@ -188,16 +188,17 @@ def load_model(uri: str, settings: Settings | None = None) -> Forecaster:
     import mlflow
 
     connect(settings or Settings())
-    try:
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
-    except Exception as error:
-        raise StfmError(
-            f"no model at '{uri}'",
-            expected="a URI such as models:/nyc-airports@champion",
-            found=f"{str(error).splitlines()[0]} (tracking: {mlflow.get_tracking_uri()})",
-            fix="`stfm models list` shows what is registered; `MLFLOW_TRACKING_URI` says where to look",
-        ) from error
-    return Forecaster.load(folder / "artifacts" / ARTIFACT)
+    with tempfile.TemporaryDirectory(prefix="stfm-model-") as scratch:
+        try:
+            folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch))
+        except Exception as error:
+            raise StfmError(
+                f"no model at '{uri}'",
+                expected="a URI such as models:/nyc-airports@champion",
+                found=f"{str(error).splitlines()[0]} (tracking: {mlflow.get_tracking_uri()})",
+                fix="`stfm models list` shows what is registered; `MLFLOW_TRACKING_URI` says where to look",
+            ) from error
+        return Forecaster.load(folder / "artifacts" / ARTIFACT)
 
 
 def register(settings: Settings, dataset: str, model_uri: str, run_id: str, tags: dict[str, str]) -> int:

@@ -14,10 +14,10 @@ from stfm_pipeline.datasets.spec import Dataset
 from stfm_pipeline.digest import data_version
 from stfm_pipeline.errors import ContractError
 from stfm_pipeline.fingerprint import code_version, fingerprint
-from stfm_pipeline.harmonize.version import ask_for_new_split
 from stfm_pipeline.lake import GoneError, Lake, Stage
 from stfm_pipeline.parts import digest, landed
 from stfm_pipeline.settings import Settings
+from stfm_pipeline.splits import ask_for_new_split
 from stfm_pipeline.stage import NEVER, Extension, Result
 from stfm_pipeline.steps import STEPS, Step
 from stfm_pipeline.tables import Check

@@ -12,11 +12,11 @@ import polars as pl
 
 from stfm_pipeline.datasets.spec import Dataset, DatasetSpec
 from stfm_pipeline.errors import ContractError
-from stfm_pipeline.harmonize.version import split_version
 from stfm_pipeline.lake import Lake, Stage
 from stfm_pipeline.parts import LANDED, Part, digest, intact, landed, table
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.sources import fetch, identity
+from stfm_pipeline.splits import split_version
 from stfm_pipeline.stage import NEVER, Extension, Result, Tail
 from stfm_pipeline.tables import Check, is_dense
 

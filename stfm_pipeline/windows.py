@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 CODE = (__name__, "stfm_pipeline.tables", "stfm_pipeline.harmonize.scaler")
 CALENDAR = ("tod", "dow", "holiday")
+KEPT = 2
 STATISTICS = (
     *(f"{side}{k}" for side in ("", "past_", "ahead_") for k in ("mean", "std")),
     *(f"seen_{f}" for f in CALENDAR),
@@ -246,7 +247,15 @@ def load_panel(lake: Lake, name: str, cache: Path, look_back: int | None = None,
     folder = cache / "panels" / f"{name}-{key}"
     if not folder.is_dir():
         _build(lake, name, stages, folder)
+        _forget(name, folder.parent)
     return _open(folder, name, stages, look_back, horizon)
+
+
+def _forget(name: str, cache: Path) -> None:
+    """Remove panels of what the dataset was before; whoever has one open keeps it."""
+    mine = [p for p in cache.glob(f"{name}-*") if p.name.rpartition("-")[0] == name]
+    for old in sorted(mine, key=lambda p: p.stat().st_mtime)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:

@@ -71,6 +71,11 @@ def test_folds_follow_one_another_and_rows_and_margins_are_those_of_the_folds(
     mine = [mae[f"fold {k}", "dlinear"] for k in (1, 2, 3)]
     assert mae["all folds", "dlinear"] == pytest.approx(sum(mine) / 3)
     assert mine == pytest.approx([float(f.sums["dlinear"].mae()[0]) for f in folds])
+    whole = [r for r in found.rows if (r.split, r.system, r.horizon) == ("all folds", "dlinear", "avg")]
+    assert {r.windows for r in whole} == {sum(f.sums["dlinear"].windows for f in folds)}
+    cells = sum(r.n for r in found.rows if r.split.startswith("fold") and (r.system, r.horizon) == ("dlinear", "avg"))
+    assert sum(r.n for r in whole) == cells
+    assert {r.horizon for r in found.rows} == {"avg", *range(1, 13)}
     assert {m["rival"] for m in found.margins} >= {"constant", "seasonal-naive", "historical-median"}
     for m in found.margins:
         assert m["low"] <= m["margin"] <= m["high"]

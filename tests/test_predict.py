@@ -98,6 +98,15 @@ def test_too_short_a_history_says_where_to_start(model: Forecaster, frame: pl.Da
         model.predict(frame.with_columns(count=None, level=None))
 
 
+def test_a_step_without_a_value_is_history_where_it_is_in_the_frame(model: Forecaster, frame: pl.DataFrame) -> None:
+    first = pl.col("ds") == frame["ds"].min()
+    unseen = frame.with_columns(pl.when(~first).then(c) for c in ("count", "level"))
+    got = model.predict(unseen)
+    assert got["ds"].equals(model.predict(frame)["ds"])
+    with pytest.raises(FrameError, match="too short a history"):
+        model.predict(unseen.filter(~first))
+
+
 def test_duplicates_odd_times_and_text_values_are_refused(model: Forecaster, frame: pl.DataFrame) -> None:
     with pytest.raises(FrameError, match="several rows for one entity and time"):
         model.predict(pl.concat([frame, frame.head(1)]))

@@ -41,6 +41,15 @@ def uri(trained: tuple[Settings, Lake]) -> str:
     return str(trained[1].require("trained", "champion").facts["uri"])
 
 
+def test_a_loaded_model_leaves_no_file_behind(
+    trained: tuple[Settings, Lake], uri: str, frame: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    model = registry.load_model(uri, trained[0])
+    assert not list(tmp_path.iterdir())
+    assert len(model.predict(frame))
+
+
 def test_evaluation_and_decision_are_published_with_their_numbers(trained: tuple[Settings, Lake]) -> None:
     settings, lake = trained
     facts = lake.require("trained", "evaluated").facts

@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 from stfm_pipeline import decision, points, registry, scoring, training
 from stfm_pipeline.cli import app
 from stfm_pipeline.evaluate.choose import CAPACITY, REFILL, SHARE, Decision, allowance
-from stfm_pipeline.harmonize.version import split_version
 from stfm_pipeline.lake import Lake
 from stfm_pipeline.retrain import due, retrain_after
 from stfm_pipeline.road import materialize
 from stfm_pipeline.settings import Settings
+from stfm_pipeline.splits import split_version
 from stfm_pipeline.steps import STEPS
 from stfm_pipeline.windows import load_panel
 

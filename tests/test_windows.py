@@ -182,6 +182,19 @@ def test_the_cache_is_used_again_until_the_data_changes(
         materialize("synthetic", stage, enriched, settings, force=stage == "raw")
     panel = load_panel(enriched, "synthetic", settings.cache)
     assert len(list((settings.cache / "panels").iterdir())) == 2
+    add_dataset(make_dataset(seed=2))
+    kept = load_panel(enriched, "synthetic", settings.cache).arrays.values
+    for stage in STEPS:
+        materialize("synthetic", stage, enriched, settings, force=stage == "raw")
+    assert not torch.equal(load_panel(enriched, "synthetic", settings.cache).arrays.values, kept)
+    (settings.cache / "panels" / f"synthetic-too-{'0' * 16}").mkdir()
+    add_dataset(make_dataset(seed=1))
+    for stage in STEPS:
+        materialize("synthetic", stage, enriched, settings, force=stage == "raw")
+    panel = load_panel(enriched, "synthetic", settings.cache)
+    left = [p.name for p in (settings.cache / "panels").iterdir()]
+    assert len(left) == 3, "the last two, and another dataset's"
+    assert any(p.startswith("synthetic-too") for p in left)
     stage = enriched.require("synthetic", "harmonized")
     assert panel.inputs["harmonized"] == stage.data_version
     signal = Signal.from_frame(enriched.read(stage, "signal"), panel.problem.entities, panel.problem.channels)

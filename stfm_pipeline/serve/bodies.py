@@ -70,6 +70,10 @@ def _arrow(body: bytes, most: int) -> pl.DataFrame:
     import pyarrow as pa
 
     try:
+        if _inflates(body):
+            raise FrameError(
+                "compressed Arrow buffers are not read", expected="a stream without compression", found="compression"
+            )
         with pa.ipc.open_stream(body) as stream:
             table = stream.read_all()
         # Runs of one value are spelled out by polars, so they are counted before.
@@ -82,6 +86,40 @@ def _arrow(body: bytes, most: int) -> pl.DataFrame:
         ) from None
     assert isinstance(frame, pl.DataFrame)
     return frame
+
+
+def _inflates(body: bytes) -> bool:
+    """Whether a buffer of an Arrow IPC stream is compressed, which pyarrow says only once it is inflated.
+
+    So the messages' flatbuffers are asked (Arrow's Message.fbs: Message.header, RecordBatch.compression).
+    """
+    import pyarrow as pa
+
+    for message in pa.ipc.MessageReader.open_stream(body):
+        found = message.metadata.to_pybytes()
+        batch = _child(found, _number(found, 0, 4), 2)
+        if message.type == "dictionary":
+            batch = _child(found, batch, 1)
+        if message.type in ("dictionary", "record batch") and _field(found, batch, 3):
+            return True
+    return False
+
+
+def _number(buffer: bytes, at: int, size: int) -> int:
+    return int.from_bytes(buffer[at : at + size], "little")
+
+
+def _field(buffer: bytes, table: int, k: int) -> int:
+    """Where the field `k` of a flatbuffers table lies; 0 where it has none."""
+    vtable = table - int.from_bytes(buffer[table : table + 4], "little", signed=True)
+    there = 4 + 2 * k < _number(buffer, vtable, 2)
+    offset = _number(buffer, vtable + 4 + 2 * k, 2) if there else 0
+    return table + offset if offset else 0
+
+
+def _child(buffer: bytes, table: int, k: int) -> int:
+    at = _field(buffer, table, k)
+    return at + _number(buffer, at, 4)
 
 
 def _first(error: BaseException) -> str:

@@ -86,6 +86,18 @@ class Options:
     every: float = 5
 
 
+def _require_known(name: str, settings: Settings) -> None:
+    """Raise where no model could ever appear under `name`; a dataset may have none yet."""
+    from stfm_pipeline.datasets.catalog import get_dataset
+    from stfm_pipeline.registry import connect
+
+    try:
+        get_dataset(name)
+    except UsageError:
+        if not connect(settings).search_registered_models(f"name='{name}'"):
+            raise
+
+
 def make_server(name: str, lake: Lake, settings: Settings, options: Options) -> tuple[uvicorn.Server, socket.socket]:
     """A server for the registered model `name`, and the socket it will answer on."""
     import uvicorn
@@ -117,6 +129,7 @@ def make_server(name: str, lake: Lake, settings: Settings, options: Options) -> 
 def serve(name: str, lake: Lake, settings: Settings, options: Options) -> None:
     """Serve the version of `name` under an alias until SIGTERM or SIGINT; what runs then is finished."""
     server, listening = make_server(name, lake, settings, options)
+    _require_known(name, settings)
     # uvicorn raises the signal that stopped it once more when it is done; a clean stop is not a failure.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -94,6 +94,24 @@ def test_a_file_is_taken_in_and_what_was_made_before_follows(
     assert tick(instance, cursor)[0].skip_message == "nothing has landed"
 
 
+def test_what_cannot_be_taken_now_is_asked_for_again_after_a_while(
+    instance: dg.DagsterInstance, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(stop=55)
+    path = drop(settings, "observations-55.csv", 55, 56)
+    asked, cursor = tick(instance, None)
+    assert asked.run_requests
+    again, cursor = tick(instance, cursor)
+    assert not again.run_requests
+    past = time.time() - 30
+    os.utime(path, (past, past))
+    other, cursor = tick(instance, cursor)
+    assert other.run_requests, "it was written anew"
+    monkeypatch.setattr("assets.landing.AGAIN", 0)
+    later, _ = tick(instance, cursor)
+    assert later.run_requests
+
+
 def test_a_crash_between_taking_and_telling_loses_nothing(
     instance: dg.DagsterInstance, lake: Lake, settings: Settings
 ) -> None:

@@ -12,8 +12,10 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from serve.conftest import ARROW, JSON, Site, text
+from typer.testing import CliRunner
 
 from stfm_pipeline import registry
+from stfm_pipeline.cli import app
 from stfm_pipeline.forecasts import latest
 from stfm_pipeline.lake import Lake
 from stfm_pipeline.settings import Settings
@@ -151,6 +153,12 @@ def test_bodies_rows_and_types_have_their_limits(start: Start, frame: pl.DataFra
     with pa.ipc.new_stream(sink, pa.schema([("level", one.type)])) as stream:
         stream.write_table(pa.table({"level": one}))
     assert site.post(sink.getvalue(), ARROW).status == 413, "small, until it is spelled out"
+    for kind in ("lz4", "zstd"):
+        sink, flat = io.BytesIO(), pa.table({"level": pa.array(["0"] * 90).dictionary_encode()})
+        with pa.ipc.new_stream(sink, flat.schema, options=pa.ipc.IpcWriteOptions(compression=kind)) as stream:
+            stream.write_table(flat)
+        packed = site.post(sink.getvalue(), ARROW)
+        assert (packed.status, packed.json()["problem"]) == (422, "compressed Arrow buffers are not read")
     with socket.create_connection(("127.0.0.1", site.port), timeout=30) as raw:
         raw.sendall(b"POST /forecast HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
         raw.sendall(b"Transfer-Encoding: chunked\r\n\r\n" + b"C350\r\n" + b" " * 50_000 + b"\r\n")
@@ -161,6 +169,12 @@ def test_bodies_rows_and_types_have_their_limits(start: Start, frame: pl.DataFra
     assert site.get("/nothing").status == 404
     assert site.call("DELETE", "/forecast").status == 405
     assert site.metric("stfm_requests_in_flight") == 1, "the one that asks"
+
+
+def test_a_name_under_which_no_model_could_appear_is_refused(registered: tuple[Settings, Lake]) -> None:
+    found = CliRunner().invoke(app, ["serve", "traind"])
+    assert found.exit_code != 0
+    assert "did you mean 'trained'?" in found.output
 
 
 def test_a_client_that_never_ends_its_body_is_let_go(start: Start) -> None:
