@@ -108,6 +108,7 @@ def make_server(name: str, lake: Lake, settings: Settings, options: Options) -> 
     from stfm_pipeline.serve.watch import Watch
 
     token = read_token(options.host, options.token_file)
+    _require_known(name, settings)
     listening = listen(options.host, options.port)
     metrics = Metrics()
     watch = Watch(name, options.alias, lake, settings, metrics, options.every)
@@ -129,7 +130,6 @@ def make_server(name: str, lake: Lake, settings: Settings, options: Options) -> 
 def serve(name: str, lake: Lake, settings: Settings, options: Options) -> None:
     """Serve the version of `name` under an alias until SIGTERM or SIGINT; what runs then is finished."""
     server, listening = make_server(name, lake, settings, options)
-    _require_known(name, settings)
     # uvicorn raises the signal that stopped it once more when it is done; a clean stop is not a failure.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
