@@ -8,22 +8,24 @@ What is no fault of the file (a full disk, an archive out of reach, a writer who
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import cast
 
 import polars as pl
 
 from stfm_pipeline.alone import alone
-from stfm_pipeline.datasets.catalog import all_datasets
+from stfm_pipeline.datasets.catalog import all_datasets, broken_datasets
 from stfm_pipeline.datasets.spec import Dataset
 from stfm_pipeline.errors import ContractError, SourceError, StfmError, UsageError
 from stfm_pipeline.lake import Lake
@@ -49,6 +51,8 @@ from stfm_pipeline.tables import step_us
 
 log = logging.getLogger("stfm")
 SETTLED = 5.0
+# Beside it, names are made that are a little longer.
+LONGEST = 200
 UNFINISHED = (".part", ".tmp", ".crdownload", ".swp", "~")
 
 
@@ -92,7 +96,24 @@ def _whole_since(path: Path, settled: float) -> int | None:
     if stamp is None or path.name.startswith(".") or path.name.endswith(UNFINISHED):
         return None
     there = path.is_file() and os.access(path, os.R_OK) and time.time() - stamp[0] / 1e9 >= settled
-    return stamp[0] if there else None
+    return stamp[0] if there and not _open_for_writing(path) else None
+
+
+def _open_for_writing(path: Path) -> bool:
+    """Whether somebody on this machine holds a file open for writing, where the system can say (Linux: fcntl(2))."""
+    import fcntl
+
+    lease = getattr(fcntl, "F_SETLEASE", None)
+    if lease is None:
+        return False
+    with path.open("rb") as handle:
+        try:
+            # A read lease is given only where nobody writes.
+            fcntl.fcntl(handle, lease, fcntl.F_RDLCK)
+        except OSError as error:
+            return error.errno == errno.EAGAIN
+        fcntl.fcntl(handle, lease, fcntl.F_UNLCK)
+    return False
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
@@ -115,6 +136,10 @@ def put(dataset: str, files: list[Path], settings: Settings) -> list[Path]:
     for order, path in enumerate(files):
         if not path.is_file():
             raise UsageError(f"no file at {path}")
+        if len(os.fsencode(path.name)) > LONGEST:
+            raise UsageError(
+                "a file's name is too long", expected=f"at most {LONGEST} bytes", found=path.name[:60], fix="rename it"
+            )
         fits = [s for s in spec.sources if member_of(path.name, s) is not None]
         if not fits:
             known = [m for s in spec.sources for m in members(s)]
@@ -181,10 +206,14 @@ def _source(name: str, files: list[Path], lake: Lake, settings: Settings, settle
             names = tuple(d.spec.name for d in datasets)
             try:
                 try:
+                    if source is None and (broken := broken_datasets()):
+                        raise NotNowError(f"it may belong to what cannot be read: {', '.join(sorted(broken))}")
                     if source is None:
+                        near = get_close_matches(name, known, 5) or sorted(known)
                         raise SourceError(
                             f"no dataset reads a source '{name}'",
-                            expected=f"one of the folders: {', '.join(sorted(known))}",
+                            expected=f"one of the folders: {', '.join(near)}",
+                            fix="`stfm land DATASET` makes the folder of its source and names it",
                         )
                     part = _take(name, path, source, datasets, lake, settings)
                 except StfmError as error:
@@ -244,25 +273,17 @@ def _remove(path: Path, stamp: tuple[int, int, int] | None) -> None:
 
 
 def _hold(path: Path, scratch: Path) -> Path:
-    """A second name for the file, whose first may be given to another; a copy where there are no second names."""
+    """A copy of the file: whoever still holds what was dropped, by another name or open, must not write into it."""
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    mine = scratch / path.name
-    # Of a symbolic link, what it points to is what may go.
-    if not path.is_symlink():
-        with suppress(OSError):
-            os.link(path, mine)
-            return mine
-    shutil.copy2(path, mine)
-    return mine
+    return Path(shutil.copy2(path, scratch / path.name))
 
 
 def _part(number: int, mine: Path, path: Path, source: AnySource, before: list[Part]) -> Part:
     """The part that a file makes, or the one that it has become and only its first name is left of."""
     sha256 = file_hash(mine)
     if (same := next((p for p in before if p.sha256 == sha256), None)) is not None:
-        copied = same.name == path.name and same.path.stat().st_mtime_ns == mine.stat().st_mtime_ns
-        if copied or mine.samefile(same.path):
+        if same.name == path.name and same.path.stat().st_mtime_ns == mine.stat().st_mtime_ns:
             return same
         raise SourceError(f"the same bytes as {same.name}, which was taken at {same.taken_at}", fix="nothing is to do")
     known = members(source)
@@ -294,8 +315,8 @@ def _blame(dataset: Dataset, archives: dict[str, Path], part: Part, lake: Lake, 
 
 def try_out(dataset: Dataset, files: dict[str, Path], part: Part, lake: Lake, settings: Settings) -> None:
     """Raise what would keep the dataset from going down the road with this file; nothing is published."""
+    from stfm_pipeline import steps
     from stfm_pipeline.datasets.landed import piece
-    from stfm_pipeline.steps import try_raw
 
     spec = dataset.spec
     if not part.path.stat().st_size:
@@ -303,11 +324,23 @@ def try_out(dataset: Dataset, files: dict[str, Path], part: Part, lake: Lake, se
     published = lake.stage(spec.name, "raw")
     known = lake.read(published, "entities")["entity"].to_list() if published and "entities" in published.tables else []
     found = piece(dataset, files, part, known)
-    if not any(len(f) for t, f in found.items() if t != "entities" or part.member in dataset.spec.tables):
+    # Entities that a reader makes up from rows are no rows of their own.
+    listed = any(t == "entities" and part.member in form.names() for t, form in spec.tables.items())
+    if not any(len(f) for t, f in found.items() if t != "entities" or listed):
         raise ContractError(f"{part.name} holds no row", fix="bring one with rows")
     _refuse_future(found, step_us(spec.harmonize.step))
-    if published is not None:
-        try_raw(dataset, (*landed(spec.sources, settings), part), lake, settings, published)
+    before = landed(spec.sources, settings)
+    try:
+        steps.try_out(dataset, (*before, part), lake, settings)
+    except StfmError as error:
+        try:
+            steps.try_whole(dataset, before, lake, settings)
+        except StfmError as other:
+            # It could not be made without the file either, which is then not to blame.
+            if published is not None:
+                raise NotNowError(f"{spec.name} cannot be made without it either: {other}") from error
+            return
+        raise
 
 
 def _refuse_future(found: dict[str, pl.DataFrame], step: int) -> None:

@@ -97,7 +97,10 @@ def materialize(dataset: str, assets: Sequence[str], compute: dict[str, str | bo
     """Materialise assets of one dataset into the same instance that the UI shows; raises if the run fails."""
     root = require_root()
     command = [sys.executable, "-m", "assets", dataset, ",".join(assets), json.dumps(compute)]
+    # Whoever ends this process means the run.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     done = subprocess.run(command, cwd=root, env=environment(settings, root), stdout=sys.stderr, check=False)
+    signal.signal(signal.SIGTERM, before)
     if done.returncode < 0:
         raise StfmError(
             f"the run of '{dataset}' was killed by signal {-done.returncode}", fix="run it again: it resumes"

@@ -46,9 +46,12 @@ def name_of(source: AnySource) -> str:
     """The source's folder in `landing/`: its package, or its file and a few letters of where that lies."""
     if isinstance(source, PypiSource):
         return source.package
-    name, place = (
-        (source.filename, source.url) if isinstance(source, HttpSource) else (source.key, str(source.path.absolute()))
-    )
+    if isinstance(source, HttpSource):
+        name, place = source.filename, source.url
+    else:
+        # A home may be moved.
+        path, home = source.path.absolute(), Settings().root
+        name, place = source.key, str(path.relative_to(home) if path.is_relative_to(home) else path)
     return f"{Path(name).name}-{hashlib.sha256(place.encode()).hexdigest()[:6]}"
 
 

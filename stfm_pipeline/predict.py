@@ -89,7 +89,8 @@ def _check_columns(rows: pl.DataFrame, problem: Problem, id_col: str, time_col: 
     known = {*wanted, *problem.past, *problem.ahead}
     strangers = [c for c in rows.columns if c not in known]
     if missing or strangers:
-        near = {c: get_close_matches(c, strangers or sorted(known), n=1) for c in (missing or strangers)}
+        others = strangers or ([] if missing else sorted(known))
+        near = {c: get_close_matches(c, others, n=1) for c in (missing or strangers)}
         hints = [f"'{n[0]}' for '{c}'" for c, n in near.items() if n]
         raise FrameError(
             f"columns are {'missing' if missing else 'not known to the model'}",
@@ -98,7 +99,7 @@ def _check_columns(rows: pl.DataFrame, problem: Problem, id_col: str, time_col: 
             offenders=missing or strangers,
             fix=f"did you mean {'; '.join(hints)}?"
             if hints
-            else "rename or drop them (`id_col=`, `time_col=` set names)",
+            else f"{'add' if missing else 'drop'} or rename them (`id_col=`, `time_col=` set names)",
         )
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import polars as pl
 
 from stfm_pipeline.datasets.spec import Dataset, DatasetSpec
-from stfm_pipeline.errors import ContractError
+from stfm_pipeline.errors import ContractError, SourceError
 from stfm_pipeline.lake import Lake, Stage
-from stfm_pipeline.parts import LANDED, Part, digest, intact, landed, table
+from stfm_pipeline.parts import ACCEPTED, LANDED, Part, digest, folder, intact, landed, name_of, table
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.sources import fetch, identity
 from stfm_pipeline.splits import split_version
@@ -44,6 +44,7 @@ def _raw(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
     spec = dataset.spec
     parts = landed(spec.sources, settings)
     intact(parts)
+    _still_there(dataset, lake, settings)
     tables = raw_tables(dataset, fetched(spec, settings), parts, spec.end)
     check = raw_contract(spec, tables)
     if not check.passed:
@@ -61,6 +62,18 @@ def _raw(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
     if is_dense(observations):
         facts["dense_observations"] = [c for c in observations.columns if c != "time"]
     return Result(tables | ({LANDED: table(parts)} if parts else {}), facts, [check])
+
+
+def _still_there(dataset: Dataset, lake: Lake, settings: Settings) -> None:
+    """Raise where files had landed and their folders are gone: without them the tables would become shorter."""
+    before = lake.stage(dataset.spec.name, "raw")
+    places = [folder(name_of(s), settings) / ACCEPTED for s in dataset.spec.sources]
+    if before is not None and before.facts.get("landed", {}).get("files") and not any(p.is_dir() for p in places):
+        raise SourceError(
+            f"what had landed for '{dataset.spec.name}' is not there",
+            expected=f"{before.facts['landed']['files']} files in {' or '.join(map(str, places))}",
+            fix="bring the folder back; to go on without what landed, make an empty one",
+        )
 
 
 def _landed(parts: tuple[Part, ...]) -> dict[str, Any]:
@@ -122,33 +135,48 @@ def _raw_with(
     return Extension(more, facts, [raw_contract(dataset.spec, held)], since)
 
 
-def try_raw(dataset: Dataset, parts: tuple[Part, ...], lake: Lake, settings: Settings, old: Stage) -> None:
-    """Raise what would keep the raw tables with these parts, or a signal made from them, from being published."""
-    from stfm_pipeline.datasets.landed import raw_tables
+def try_out(dataset: Dataset, parts: tuple[Part, ...], lake: Lake, settings: Settings) -> None:
+    """Raise what would keep the tables with these parts from being published, whatever was published so far."""
     from stfm_pipeline.harmonize import more
-    from stfm_pipeline.harmonize.run import harmonize
 
     spec = dataset.spec
-    signal = lake.stage(spec.name, "harmonized")
-    raw = _raw_with(dataset, parts, lake, settings, old) if old.blocks else None
-    checks = raw.checks if raw is not None else []
-    result: Result | Extension | None = raw
-    if raw is not None and raw.passed and signal is not None and signal.inputs["raw"] == old.data_version:
+    old, signal = (lake.stage(spec.name, stage) for stage in ("raw", "harmonized"))
+    raw = _raw_with(dataset, parts, lake, settings, old) if old is not None and old.blocks else None
+    found: Result | Extension | None = None
+    if old is not None and raw is not None and signal is not None and signal.inputs["raw"] == old.data_version:
         first = more.first_new(signal.facts, raw.since, spec.harmonize.step)
         before, change = lake.tail(old, "observations", first), raw.tables.get("observations")
-        if before is not None:
+        if before is not None and raw.passed:
             after = before.frame
             if isinstance(change, Tail):
                 after = pl.concat([after[: change.first - before.first], change.frame])
             names = lake.read(signal, "entities")["entity"].to_list()
             frozen = lake.read(signal, "split")
-            result = more.extend(spec, signal.facts, names, frozen, before.frame, after, raw.since)
-    if raw is None or (signal is not None and result in (None, raw)):
-        tables = raw_tables(dataset, fetched(spec, settings), parts, spec.end)
-        checks = [raw_contract(spec, tables)]
-        if checks[0].passed:
-            result = harmonize(spec, tables, _frozen(dataset, lake))
-    for check in (*checks, *(result.checks if result is not None else ())):
+            found = more.extend(spec, signal.facts, names, frozen, before.frame, after, raw.since)
+    if raw is None or found is None:
+        try_whole(dataset, parts, lake, settings)
+    else:
+        _hold([*raw.checks, *found.checks])
+
+
+def try_whole(dataset: Dataset, parts: tuple[Part, ...], lake: Lake, settings: Settings) -> None:
+    """The same with all stages computed whole; nothing is published."""
+    from stfm_pipeline.datasets.landed import raw_tables
+    from stfm_pipeline.embed.run import embed
+    from stfm_pipeline.harmonize.run import harmonize
+    from stfm_pipeline.side_info.run import enrich
+
+    spec = dataset.spec
+    tables = raw_tables(dataset, fetched(spec, settings), parts, spec.end) | {LANDED: table(parts)}
+    _hold([raw_contract(spec, tables)])
+    signal = harmonize(spec, tables, _frozen(dataset, lake))
+    _hold(signal.checks)
+    _hold(embed(spec, signal.tables).checks)
+    _hold(enrich(spec, {j.table: tables[j.table] for j in spec.joins}, signal.tables).checks)
+
+
+def _hold(checks: list[Check]) -> None:
+    for check in checks:
         if not check.passed:
             raise ContractError(
                 f"with this file a promise would be broken: {check.description}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -161,12 +162,19 @@ def test_a_file_that_is_not_in_the_order_of_time_is_put_into_it_once(lake: Lake,
 def test_a_new_entity_comes_after_those_known(lake: Lake, settings: Settings) -> None:
     begin(stop=55)
     down_the_road(lake, settings)
-    stranger = rows("observations", 55, 56).with_columns(entity=pl.lit("z"))
+    stranger = rows("observations", 55, 56).filter(entity="a").with_columns(entity=pl.lit("z"))
     (taken,) = land(stranger, "observations-z.csv", lake, settings)
     assert not taken.accepted
     assert "the entities table lacks" in taken.reason
     there = pl.DataFrame({"entity": ["z"], "lon": [9.5], "lat": [49.0], "zone": ["Europe/Zurich"], "text": ["Z."]})
-    assert land(there, "entities-z.csv", lake, settings)[0].accepted is False, "facts say that there are six"
+    (refused,) = land(there, "entities-z.csv", lake, settings)
+    assert "expected 6, found 7" in refused.reason
+    spec = settings.root / "datasets" / "live.yaml"
+    spec.write_text(re.sub(r"facts:.*(\n .*)*", "facts: {}", spec.read_text()))
+    assert land(there, "entities-zz.csv", lake, settings)[0].accepted
+    assert land(stranger, "observations-zz.csv", lake, settings)[0].accepted
+    assert down_the_road(lake, settings)["harmonized"].facts["entities"] == 7
+    check_whole(lake, settings)
 
 
 def test_the_same_bytes_again_are_set_aside(lake: Lake, settings: Settings) -> None:

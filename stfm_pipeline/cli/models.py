@@ -104,10 +104,12 @@ def _verdict(decision: dict[str, Any]) -> str:
 def models_decisions(name: Annotated[str, typer.Argument()] = DEFAULT_DATASET, as_json: Json = False) -> None:
     """Every promotion, refusal and rollback with its numbers, newest first."""
     from stfm_pipeline.console import emit, table
-    from stfm_pipeline.registry import decisions
+    from stfm_pipeline.registry import decisions, show
 
     settings, _ = open_lake()
     rows = decisions(settings, name)
+    if not rows:
+        show(settings, name)
     if as_json:
         emit(rows)
         return

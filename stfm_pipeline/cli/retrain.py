@@ -74,7 +74,7 @@ def backtest(
 def _print_backtest(found: Backtest) -> None:
     from stfm_pipeline.console import table
 
-    rows = [r for r in found.rows if r.scale == "data" and r.channel]
+    rows = [r for r in found.rows if (r.scale, r.horizon) == ("data", "avg") and r.channel]
     splits = list(dict.fromkeys(r.split for r in rows))
     for channel in dict.fromkeys(r.channel for r in rows):
         by = {(r.system, r.split): r.mae for r in rows if r.channel == channel}

@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 import polars as pl
 
-from stfm_pipeline.datasets.formats import read_tables
+from stfm_pipeline.datasets.formats import FirstOf, read_tables
 from stfm_pipeline.datasets.formats.base import Scene
 from stfm_pipeline.datasets.spec import Dataset, RawTables
 from stfm_pipeline.errors import ContractError, UsageError
@@ -62,6 +62,13 @@ def piece(dataset: Dataset, files: dict[str, Path], part: Part, known: list[str]
             f"{dated[0]}: rows without times of their own cannot land: nothing says when they were measured",
             fix="bring a new archive, or a format with a column of times",
         )
+    whole = {t: form for t, form in own.items() if not isinstance(form, FirstOf)}
+    several = [t for t, form in whole.items() if set(form.names()) - {part.member, getattr(form, "ids", None)}]
+    if several:
+        raise ContractError(
+            f"{several[0]}: a table that is made of several files cannot go on by one of them",
+            fix="bring a new archive, or keep the table in one file",
+        )
     beside = {
         n: files[n] for form in own.values() for n in form.names() if n in files and n == getattr(form, "ids", "")
     }
@@ -102,8 +109,13 @@ def extend(
     if anew is not None:
         dated = {t: f.filter(pl.col("time") >= first) if "time" in f.columns else f for t, f in anew.items()}
         after = {t: _settled(f) for t, f in dated.items()}
+    dense = is_dense(before["observations"].frame)
+    # What is left of a table from `first` on may be no row, and say nothing of how wide it is.
+    width = len(lake.read_rows(old, "observations", 0, 1).to_series(1)[0]) if dense else 0
     for found in pieces if anew is None else ():
-        after = _with(after, found)
+        after = _with(after, found, width)
+    if dense and (after["observations"].to_series(1).list.len() != width).any():
+        return None
     return _changes(before, after)
 
 
@@ -128,11 +140,11 @@ def _changes(before: dict[str, Tail], after: RawTables) -> Changes | None:
     return tables, since
 
 
-def _with(tables: RawTables, found: RawTables) -> RawTables:
-    """Raw tables with what one landed file brings."""
+def _with(tables: RawTables, found: RawTables, width: int = 0) -> RawTables:
+    """Raw tables with what one landed file brings; dense rows are at least `width` entities wide."""
     out = dict(tables)
     for table in sorted(tables, key=lambda t: t != "entities"):
-        out[table] = merge(table, tables[table], found.get(table), _names(out))
+        out[table] = merge(table, tables[table], found.get(table), _names(out), width)
     return out
 
 
@@ -140,18 +152,18 @@ def _names(tables: RawTables) -> list[str]:
     return tables["entities"]["entity"].to_list() if "entities" in tables else []
 
 
-def merge(table: str, old: pl.DataFrame, new: pl.DataFrame | None, names: list[str]) -> pl.DataFrame:
+def merge(table: str, old: pl.DataFrame, new: pl.DataFrame | None, names: list[str], width: int = 0) -> pl.DataFrame:
     """A table with the rows of a landed one, which are long; `names` are all entities in their order."""
     if new is None or new.is_empty():
         return old
     if table == "observations" and is_dense(old):
-        return _merge_dense(old, new, names)
+        return _merge_dense(old, new, names, width)
     keys = [k for k in ("entity", "source", "target", "time") if k in old.columns]
     for column in (c for c in old.columns if c not in new.columns):
         new = new.with_columns(pl.lit(None, old.schema[column]).alias(column))
     new = new.select(old.columns).cast(dict(old.schema))  # type: ignore[arg-type]
     rest = [c for c in old.columns if c not in keys]
-    last = new.unique(keys, keep="last", maintain_order=True)
+    last = _one_each(table, new, list(keys))
     known = old.join(last, on=keys, how="left", suffix="_later", nulls_equal=True, maintain_order="left")
     speaks = {c: pl.col(f"{c}_later") for c in rest}
     speaks |= {c: pl.col(f"{c}_later").fill_nan(None) for c in rest if old.schema[c].is_float()}
@@ -160,15 +172,30 @@ def merge(table: str, old: pl.DataFrame, new: pl.DataFrame | None, names: list[s
     return _settled(pl.concat([known, fresh]))
 
 
-def _merge_dense(old: pl.DataFrame, new: pl.DataFrame, names: list[str]) -> pl.DataFrame:
+def _one_each(table: str, new: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
+    """A landed table without rows that stand twice; a file that contradicts itself has no later value."""
+    new = new.unique(maintain_order=True)
+    double = new.filter(pl.struct(keys).is_duplicated()).unique(keys, keep="first", maintain_order=True)
+    if len(double):
+        named = double.select(pl.concat_str(pl.col(keys).cast(pl.String), separator=" at ", ignore_nulls=True))
+        raise ContractError(
+            f"{table}: a file says different things of the same",
+            expected=f"one row for each {' and '.join(keys)}",
+            found=f"{len(double)} with several",
+            offenders=named.to_series().head(5).to_list(),
+            fix="leave the one that holds",
+        )
+    return new
+
+
+def _merge_dense(old: pl.DataFrame, new: pl.DataFrame, names: list[str], width: int) -> pl.DataFrame:
     """Long rows into dense ones; entities that come new widen every row by cells of which there is no row."""
     place = {e: i for i, e in enumerate(names)}
     if strangers := sorted(set(new["entity"]) - set(names)):
         raise ContractError("observations name entities that nothing lists", offenders=strangers)
     channels = [c for c in old.columns if c != "time"]
-    width = max(
-        [int(old[channels[0]].list.len()[0]) if len(old) else 0, *(place[e] + 1 for e in new["entity"].unique())]
-    )
+    narrow = int(old[channels[0]].list.len()[0]) if len(old) else 0
+    width = max([width, narrow, *(place[e] + 1 for e in new["entity"].unique())])
     times = pl.concat([old["time"], new["time"].cast(old.schema["time"])]).unique().sort()
     if old["time"].is_duplicated().any():
         raise ContractError(
@@ -177,8 +204,8 @@ def _merge_dense(old: pl.DataFrame, new: pl.DataFrame, names: list[str]) -> pl.D
     at = times.search_sorted(old["time"]).to_numpy()
     seen = np.zeros((len(times), width), np.bool_)
     there = dense_rows(old)
-    narrow = int(old[channels[0]].list.len()[0]) if len(old) else 0
     seen[at, :narrow] = True if there is None else there
+    new = _one_each("observations", new, ["entity", "time"])
     rows = times.search_sorted(new["time"].cast(old.schema["time"])).to_numpy()
     columns = new["entity"].replace_strict(place, return_dtype=pl.Int64).to_numpy()
     seen[rows, columns] = True

@@ -127,7 +127,7 @@ def _dense(rows: pl.DataFrame, names: list[str], channels: Sequence[Channel], ru
                 held[group] += present[row]
             shared = held > 1
             out.report["rows_in_a_shared_step"] += int(held[shared].sum())
-            if rule.duplicates == "error":
+            if rule.duplicates == "error" and shared.any():
                 moments = floored.gather(first[i:j])
                 whole = np.logical_and.reduce(shared, axis=1)
                 bad += [f"every entity at {t:%Y-%m-%d %H:%M:%S}" for t in moments.filter(pl.Series(whole))]

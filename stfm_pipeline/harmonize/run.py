@@ -137,7 +137,7 @@ def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFr
     result = Result(
         {"signal": signal.to_frame(), "entities": entities, "edges": edges, "split": table, "scaler": scales}, facts
     )
-    result.checks.extend(contract(spec, signal, result, parts))
+    result.checks.extend(contract(spec, signal, result, parts, goes_on=spec.end is not None or "landed" in raw))
     return result
 
 
@@ -170,7 +170,7 @@ def training_edges(edges: pl.DataFrame | None, table: pl.DataFrame) -> pl.DataFr
     return known.group_by("source", "target").agg(pl.col("weight").sum()).sort("source", "target")
 
 
-def contract(spec: DatasetSpec, signal: Signal, result: Result, parts: split.Parts) -> list[Check]:
+def contract(spec: DatasetSpec, signal: Signal, result: Result, parts: split.Parts, goes_on: bool) -> list[Check]:
     """What a harmonized stage promises; one failed check and nothing is published."""
     again = scaler.fit(
         Signal(
@@ -185,8 +185,10 @@ def contract(spec: DatasetSpec, signal: Signal, result: Result, parts: split.Par
     )
     gaps = np.diff(signal.times.astype(np.int64))
     # A dataset that stops early, or has gone on since, is not as long as its documentation says.
-    promised = spec.facts.model_dump(exclude=set() if spec.end is None else {"steps"})
+    promised = spec.facts.model_dump(exclude={"steps"} if goes_on else set())
     facts = {k: (v, result.facts[k]) for k, v in promised.items() if v is not None and v != result.facts[k]}
+    needed = {p: spec.task.horizon + (spec.task.look_back if p == "train" else 0) for p in parts}
+    seen = {p: int(signal.observed[s.start : s.stop].any(axis=(1, 2)).sum()) for p, s in parts.items()}
     order = [parts[p].start for p in ("train", "val", "test")]
     return [
         Check(
@@ -203,6 +205,12 @@ def contract(spec: DatasetSpec, signal: Signal, result: Result, parts: split.Par
             again.equals(result.tables["scaler"]),
             "fitting on the table cut off after the training part gives the same scaler",
             {},
+        ),
+        Check(
+            "every_part_is_observed",
+            all(seen[p] >= min(n, parts[p].stop - parts[p].start) for p, n in needed.items()),
+            "no part is little but a gap: it has as many steps with a value as a window needs",
+            {p: f"expected {n} steps with a value, found {seen[p]}" for p, n in needed.items() if seen[p] < n},
         ),
         Check("parts_in_order", order == sorted(order), "train, val, gate and test follow one another", {}),
         Check(

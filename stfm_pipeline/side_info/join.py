@@ -117,7 +117,16 @@ def along_edges(
         if place in index:
             weights[index[place]] = 0
             weights[index[place], j] = 1
-    total = np.einsum("tpk,np->tnk", observed.astype(np.float32), weights, optimize=True)
-    summed = np.einsum("tpk,np->tnk", np.where(observed, values, 0), weights, optimize=True)
+    total, summed = (_sums(weights, a) for a in (observed, np.where(observed, values, 0)))
     known = total > 0
     return np.where(known, summed / np.where(known, total, 1), 0).astype(np.float32), known
+
+
+def _sums(weights: Values, values: NDArray[Any]) -> NDArray[np.float64]:
+    """Sums over places (t, n, k), of each step in one order, however many steps there are."""
+    from scipy.sparse import csr_array
+
+    t, p, k = values.shape
+    flat = np.ascontiguousarray(values.transpose(1, 0, 2), np.float64).reshape(p, t * k)
+    found = csr_array(weights.astype(np.float64)) @ flat
+    return np.asarray(found.reshape(len(weights), t, k).transpose(1, 0, 2))

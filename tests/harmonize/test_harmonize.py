@@ -449,6 +449,32 @@ def test_dense_rows_of_one_step_are_an_error_unless_a_rule_says_otherwise() -> N
             harmonize(make_spec(joins=(), facts=Facts()), raw)
 
 
+def test_rows_at_different_minutes_of_one_step_are_no_duplicates() -> None:
+    """As where sensors report one after the other: every row is of another time, and most of its cells are empty."""
+    values = np.full((600, 2, 2), np.nan)
+    values[::2, 0], values[1::2, 1] = 1.5, 2.5
+    times = [START + timedelta(hours=h, minutes=m) for h in range(300) for m in (0, 5)]
+    rows, entities = _both(times, values)[0]["observations"], pl.DataFrame({"entity": ["s0", "s1"]})
+    seen = np.isfinite(values[..., 0])
+    dense = dense_observations(rows["time"], {"count": values[..., 0], "level": values[..., 1]}, seen)
+    spec = make_spec(joins=(), facts=Facts())
+    raws = [{"observations": o, "entities": entities} for o in (dense, long_observations(dense, ["s0", "s1"]))]
+    one, other = (harmonize(spec, raw) for raw in raws)
+    assert one.tables["signal"].equals(other.tables["signal"])
+    signal = Signal.from_frame(one.tables["signal"], ["s0", "s1"], spec.channel_names)
+    assert signal.observed.all()
+    assert (signal.values == np.array([1.5, 2.5], np.float32)[None, :, None]).all()
+
+
+def test_a_part_that_is_little_but_a_gap_is_refused() -> None:
+    times = [START, *(START + timedelta(hours=h) for h in range(3000, 4000))]
+    channels = tuple(c.model_copy(update={"absent": None}) for c in make_spec().channels)
+    spec = make_spec(joins=(), facts=Facts(), channels=channels)
+    result = harmonize(spec, _both(times, np.ones((1001, 3, 2)))[1])
+    (failed,) = [c for c in result.checks if not c.passed]
+    assert failed.name == "every_part_is_observed"
+
+
 def test_dense_lists_that_do_not_fit_the_entities_are_refused() -> None:
     dense, _ = _both([START + timedelta(hours=h) for h in range(300)], np.ones((300, 3, 2)))
     spec = make_spec(joins=(), facts=Facts())
