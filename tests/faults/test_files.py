@@ -123,7 +123,7 @@ def test_a_disk_that_fails_at_any_change_leaves_the_file_where_it_is(
         taken_once(lake, settings, place)
         if len(failed) == at:
             break
-    assert {change.split()[0] for change in failed} >= {"os.mkdir", "os.link", "open", "os.rename", "os.remove"}
+    assert {change.split()[0] for change in failed} >= {"os.mkdir", "open", "os.rename", "os.remove"}
     comes_to_its_end(lake, settings, place)
 
 
@@ -145,7 +145,7 @@ def test_another_file_in_its_place_while_it_is_read(lake: Lake, settings: Settin
     other = drop(settings.root / "dropped" / "observations-55.csv", 55, 56, seconds=0)
 
     def exchange(change: str) -> None:
-        if change.startswith("os.link") and other.exists():
+        if change.startswith("open") and ACCEPTED in change and other.exists():
             other.replace(path)
 
     with changes(settings.landing, exchange):
@@ -168,20 +168,17 @@ def test_a_link_is_taken_as_what_it_points_to(lake: Lake, settings: Settings, pl
     comes_to_its_end(lake, settings, place)
 
 
-def test_where_there_are_no_second_names_it_is_copied_and_a_kill_makes_no_repeat(
-    lake: Lake, settings: Settings, place: Path
-) -> None:
+def test_on_another_file_system_a_kill_makes_no_repeat(lake: Lake, settings: Settings, place: Path) -> None:
     shared = Path("/dev/shm")
     if not shared.is_dir() or shared.stat().st_dev == place.stat().st_dev:
         pytest.skip("no second file system")
     with tempfile.TemporaryDirectory(dir=shared) as other:
         (place / ACCEPTED).symlink_to(other)
         drop(place / "observations-55.csv")
-        _, seen = take(str(10**6))
+        take(str(10**6))
         copy = Path(other, "000001", "observations-55.csv")
         assert copy.is_file()
         shutil.copy2(copy, place / copy.name)
-        assert any(change.startswith("os.link") for change in seen)
         comes_to_its_end(lake, settings, place)
 
 
