@@ -1,5 +1,6 @@
 """What lands: a sensor that watches the folders, a job that takes files in, and the event that raw waits for."""
 
+import hashlib
 import json
 import time
 from datetime import UTC, datetime, timedelta
@@ -66,7 +67,8 @@ def landing(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipRea
     before = json.loads(context.cursor or "{}")
     # What could not be taken, as with an archive out of reach, is tried again, but not at every look.
     asked: tuple[str, float] = before.get("asked", ("", 0.0))
-    found = repr([(str(p), p.stat().st_mtime_ns) for paths in files.values() for p in paths if p.exists()])
+    stamps = [(str(p), p.stat().st_mtime_ns) for paths in files.values() for p in paths if p.exists()]
+    found = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
     if files and not busy and (found != asked[0] or time.time() - asked[1] > AGAIN):
         requests, asked = [dg.RunRequest(job_name="take_in")], (found, time.time())
     else:
