@@ -65,6 +65,9 @@ def write(forecast: pl.DataFrame, kind: str, facts: dict[str, Any]) -> tuple[byt
 
 def _json(body: bytes, most: int) -> tuple[pl.DataFrame, str]:
     expected = "a list of rows [{...}, ...] or an object of columns {name: [...], ...}"
+    # "[]" takes 56 bytes once it is read, and seconds for millions. Twice as many, as names may hold brackets too.
+    if (held := body.count(b"[") + body.count(b"{")) > 2 * (most + COLUMNS):
+        raise TooLarge(f"{held} lists and objects", f"at most {most} rows")
     try:
         found = json.loads(body)
     except (ValueError, RecursionError) as error:

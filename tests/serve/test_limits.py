@@ -39,6 +39,7 @@ def runs(rows: int) -> pa.RunEndEncodedArray:
         (bodies.JSON, json.dumps({f"c{k}": [1] for k in range(12_000)}).encode(), "12000 columns"),
         (bodies.JSON, json.dumps([{f"c{k % 1000}": 1} for k in range(5000)]).encode(), "5000 rows of 1000 keys"),
         (bodies.JSON, b"[" + b"{}," * 20_000 + b"{}]", "20001 rows"),
+        (bodies.JSON, b'{"a": [' + b"[]," * 50_000 + b"[]]}", "50003 lists and objects"),
         (bodies.ARROW, stream(pa.table({f"c{k}": [1] for k in range(1001)})), "1001 columns"),
     ],
 )
