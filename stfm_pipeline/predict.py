@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from stfm_pipeline.forecaster import Forecaster
     from stfm_pipeline.windows import Panel, Problem
 
+SHOWN = 20
+
 
 def predict(
     forecaster: Forecaster, frame: Any, *, id_col: str = "unique_id", time_col: str = "ds", zone: str | None = None
@@ -95,12 +97,17 @@ def _check_columns(rows: pl.DataFrame, problem: Problem, id_col: str, time_col: 
         raise FrameError(
             f"columns are {'missing' if missing else 'not known to the model'}",
             expected=f"{', '.join(wanted)}; optional: {', '.join((*problem.past, *problem.ahead)) or 'none'}",
-            found=", ".join(rows.columns),
+            found=_some(rows.columns),
             offenders=missing or strangers,
             fix=f"did you mean {'; '.join(hints)}?"
             if hints
             else f"{'add' if missing else 'drop'} or rename them (`id_col=`, `time_col=` set names)",
         )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def _number(rows: pl.DataFrame, column: str) -> pl.Expr:
@@ -136,7 +143,7 @@ def utc_times(rows: pl.DataFrame, column: str, zone: str | None) -> pl.Expr:
 
 
 def _zone(column: str, zone: str | None) -> str:
-    if zone is None:
+    if not zone:
         raise FrameError(
             f"'{column}' carries no time zone",
             expected="times with a zone, or ISO 8601 text with an offset",

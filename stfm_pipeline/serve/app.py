@@ -24,7 +24,7 @@ from stfm_pipeline.serve.forms import Answer, Health, LatestAnswer, Model, Ready
 from stfm_pipeline.serve.gate import Gate, refusal
 from stfm_pipeline.serve.metrics import TYPE, Metrics
 from stfm_pipeline.serve.page import page
-from stfm_pipeline.serve.pool import Busy, Pool
+from stfm_pipeline.serve.pool import Busy, Hold, Pool
 from stfm_pipeline.serve.watch import Served, Watch
 
 ABOUT = "The registered version under an alias. A frame of recent observations in, forecasts with intervals out."
@@ -94,8 +94,8 @@ def make_app(watch: Watch, pool: Pool, limits: Limits, metrics: Metrics, token: 
         form = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if form not in bodies.FORMS or "content-encoding" in request.headers:
             return refusal(415, "a body of this type is not read", expected=" or ".join(bodies.FORMS), found=form)
-        body = await _body(request, limits)
-        data, media = await pool.run(partial(answer, served, body, form, zone, limits.rows), limits.seconds)
+        fetch = partial(_body, request, limits)
+        data, media = await pool.run(fetch, partial(answer, served, form, zone, limits.rows), limits.seconds)
         return Response(data, media_type=media)
 
     @app.get("/forecast", response_model=LatestAnswer, responses={k: v for k, v in ERRORS.items() if k in (401, 503)})
@@ -151,8 +151,8 @@ def make_app(watch: Watch, pool: Pool, limits: Limits, metrics: Metrics, token: 
     return app
 
 
-def answer(served: Served, body: bytes, form: str, zone: str | None, most: int) -> tuple[bytes, str]:
-    """The body of an answer and its content type."""
+def answer(served: Served, form: str, zone: str | None, most: int, body: bytes) -> tuple[bytes, str]:
+    """The body of the answer to `body`, and its content type."""
     frame, kind = bodies.read(body, form, most)
     try:
         forecast = served.forecaster.predict(frame, zone=zone)
@@ -165,7 +165,7 @@ def answer(served: Served, body: bytes, form: str, zone: str | None, most: int) 
     return bodies.write(forecast, kind, {**served.facts, "origin": origin})
 
 
-async def _body(request: Request, limits: Limits) -> bytes:
+async def _body(request: Request, limits: Limits, hold: Hold) -> bytes:
     most = f"at most {limits.body} bytes"
     stated = request.headers.get("content-length", "0")
     if stated.isdigit() and int(stated) > limits.body:
@@ -178,6 +178,7 @@ async def _body(request: Request, limits: Limits) -> bytes:
                 size += len(part)
                 if size > limits.body:
                     raise TooLarge(f"more than {limits.body} bytes", most)
+                hold(len(part))
                 parts.append(part)
     except TimeoutError:
         raise HTTPException(408, f"the body did not arrive within {limits.seconds:g} seconds") from None

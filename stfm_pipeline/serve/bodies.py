@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import polars as pl
@@ -13,6 +15,10 @@ from stfm_pipeline.errors import FrameError
 JSON = "application/json"
 ARROW = "application/vnd.apache.arrow.stream"
 FORMS = (JSON, ARROW)
+# More than any model knows.
+COLUMNS = 1000
+# Cells that rows may always make, however few of them they give.
+SPARSE = 1_000_000
 
 
 class TooLarge(Exception):
@@ -22,16 +28,24 @@ class TooLarge(Exception):
 def read(body: bytes, form: str, most: int) -> tuple[pl.DataFrame, str]:
     """The frame in a body of content type `form`, and its kind: `rows`, `columns` or `arrow`.
 
-    No frame is a `FrameError`, one of more than `most` rows is `TooLarge`.
+    No frame is a `FrameError`; one of more than `most` rows, or of more columns than any model knows, is `TooLarge`.
     """
-    frame, kind = (_arrow(body, most), "arrow") if form == ARROW else _json(body)
-    _check_length(len(frame), most)
-    return frame, kind
+    return (_arrow(body, most), "arrow") if form == ARROW else _json(body, most)
 
 
-def _check_length(rows: int, most: int) -> None:
+def _check_size(rows: int, columns: int, most: int) -> None:
     if rows > most:
         raise TooLarge(f"{rows} rows", f"at most {most} rows")
+    if columns > COLUMNS:
+        raise TooLarge(f"{columns} columns", f"at most {COLUMNS} columns")
+
+
+def _refuse_nested(names: Iterable[str]) -> None:
+    """Of these columns values hold others; polars takes half a minute for one that holds 900 in each other."""
+    if nested := list(dict.fromkeys(names)):
+        raise FrameError(
+            "values are lists, objects or runs", expected="numbers, text, booleans or nulls", offenders=nested
+        )
 
 
 def write(forecast: pl.DataFrame, kind: str, facts: dict[str, Any]) -> tuple[bytes, str]:
@@ -49,8 +63,11 @@ def write(forecast: pl.DataFrame, kind: str, facts: dict[str, Any]) -> tuple[byt
     return f'{json.dumps(facts)[:-1]}, "forecast": {body}}}'.encode(), JSON
 
 
-def _json(body: bytes) -> tuple[pl.DataFrame, str]:
+def _json(body: bytes, most: int) -> tuple[pl.DataFrame, str]:
     expected = "a list of rows [{...}, ...] or an object of columns {name: [...], ...}"
+    # "[]" takes 56 bytes once it is read, and seconds for millions. Twice as many, as names may hold brackets too.
+    if (held := body.count(b"[") + body.count(b"{")) > 2 * (most + COLUMNS):
+        raise TooLarge(f"{held} lists and objects", f"at most {most} rows")
     try:
         found = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -59,6 +76,14 @@ def _json(body: bytes) -> tuple[pl.DataFrame, str]:
     columns = isinstance(found, dict) and all(isinstance(column, list) for column in found.values())
     if not found or not (rows or columns):
         raise FrameError("the body holds no frame", expected=expected, found=f"{type(found).__name__}: {body[:60]!r}")
+    names = list(dict.fromkeys(chain.from_iterable(found))) if rows else list(found)
+    length = len(found) if rows else max(map(len, found.values()))
+    _check_size(length, len(names), most)
+    # Keys that rows leave out are spelled out; where none is left out each takes six bytes at least, "a":1,
+    if rows and length * len(names) > max(len(body) // 4, SPARSE):
+        raise TooLarge(f"{length} rows of {len(names)} keys, most of them left out", "rows that have most of the keys")
+    cells = chain.from_iterable(map(dict.items, found)) if rows else ((n, v) for n in names for v in found[n])
+    _refuse_nested(name for name, value in cells if isinstance(value, list | dict))
     try:
         frame = pl.from_dicts(found, infer_schema_length=None) if rows else pl.DataFrame(found)
     except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
@@ -76,9 +101,9 @@ def _arrow(body: bytes, most: int) -> pl.DataFrame:
             )
         with pa.ipc.open_stream(body) as stream:
             table = stream.read_all()
-        # Runs of one value are spelled out by polars, so they are counted before.
-        _check_length(table.num_rows, most)
+        _check_size(table.num_rows, table.num_columns, most)
         table.validate(full=True)
+        _refuse_nested(field.name for field in table.schema if _is_nested(field.type))
         frame = pl.from_arrow(table)
     except (pa.ArrowException, pl.exceptions.PolarsError, MemoryError, OSError, ValueError, TypeError) as error:
         raise FrameError(
@@ -86,6 +111,15 @@ def _arrow(body: bytes, most: int) -> pl.DataFrame:
         ) from None
     assert isinstance(frame, pl.DataFrame)
     return frame
+
+
+def _is_nested(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_nested(kind) or pa.types.is_run_end_encoded(kind):
+        return True
+    inner = getattr(kind, "value_type", getattr(kind, "storage_type", None))
+    return inner is not None and _is_nested(inner)
 
 
 def _inflates(body: bytes) -> bool:

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
+
+LONGEST = 500
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
+
+
+# What was sent comes back in errors, but not all of it.
+Text = Annotated[str, AfterValidator(_cut)]
 
 
 class Model(BaseModel):
@@ -65,8 +75,8 @@ class Health(BaseModel):
 class Trouble(BaseModel):
     """What is wrong: what was expected, what was found, the first offenders, and what mends it."""
 
-    problem: str
-    expected: str | None = None
-    found: str | None = None
-    offenders: list[str] = []
-    fix: str | None = None
+    problem: Text
+    expected: Text | None = None
+    found: Text | None = None
+    offenders: list[Text] = []
+    fix: Text | None = None

@@ -20,7 +20,7 @@ class Metrics:
         self.requests = Counter("stfm_requests", "Requests answered.", ["route", "method", "status"], registry=here)
         self.seconds = Histogram("stfm_request_seconds", "Time to answer.", ["route"], buckets=BUCKETS, registry=here)
         self.in_flight = Gauge("stfm_requests_in_flight", "Requests being answered.", registry=here)
-        self.waiting = Gauge("stfm_queue_waiting", "Forecasts that wait for a worker.", registry=here)
+        self.waiting = Gauge("stfm_queue_waiting", "Requests that wait for their body or a worker.", registry=here)
         self.model = Gauge(
             "stfm_model_info", "The version that answers.", ["model", "version", "run_id", "system"], registry=here
         )

@@ -22,6 +22,8 @@ TOKEN = "STFM_SERVE_TOKEN"
 SHORTEST = 16
 # Beyond these, and beyond what the queue takes, the next one is told to come again.
 CONNECTIONS = 1024
+# Bodies of the largest size that are in memory together: what arrives, what waits and what is worked on.
+BODIES = 8
 
 
 def read_token(host: str, file: Path | None) -> str | None:
@@ -103,6 +105,7 @@ def make_server(name: str, lake: Lake, settings: Settings, options: Options) -> 
     import uvicorn
 
     from stfm_pipeline.serve.app import Limits, make_app
+    from stfm_pipeline.serve.heads import heads_within
     from stfm_pipeline.serve.metrics import Metrics
     from stfm_pipeline.serve.pool import Pool
     from stfm_pipeline.serve.watch import Watch
@@ -113,8 +116,10 @@ def make_server(name: str, lake: Lake, settings: Settings, options: Options) -> 
     metrics = Metrics()
     watch = Watch(name, options.alias, lake, settings, metrics, options.every)
     limits = Limits(int(options.body_mb * 1e6), options.rows, options.seconds)
+    pool = Pool(options.workers, options.queue, BODIES * limits.body)
     config = uvicorn.Config(
-        make_app(watch, Pool(options.workers, options.queue), limits, metrics, token),
+        make_app(watch, pool, limits, metrics, token),
+        http=heads_within(options.seconds),
         log_config=None,
         access_log=False,
         log_level="warning",
