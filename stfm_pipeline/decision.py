@@ -59,13 +59,18 @@ def _crown(name: str, lake: Lake, settings: Settings) -> Outcome:
     number = registry.register(settings, name, candidate["uri"], candidate["run_id"], tags)
     known = {k: evaluated.facts[k] for k in ("evidence", "left", "until")} | {"run_id": candidate["run_id"]}
     record = registry.apply_decision(settings, name, number, decision, system=candidate["system"], **known)
+    crowned = registry.champion_version(settings, name)
+    promoted = decision.promote and crowned is not None and int(crowned.version) == number
+    reason = decision.reason
+    if decision.promote and not promoted:
+        reason = f"decided on before (entry {record['number']}), and the crown has changed since; it stays where it is"
     facts = {
         "name": name,
         "version": number,
         "uri": f"models:/{name}/{number}",
         "system": candidate["system"],
-        "promoted": decision.promote,
-        "reason": decision.reason,
+        "promoted": promoted,
+        "reason": reason,
         "until": evaluated.facts["until"],
         "decision": record,
         "licence": spec.licence,
@@ -77,7 +82,7 @@ def _crown(name: str, lake: Lake, settings: Settings) -> Outcome:
         name,
         number,
         candidate["system"],
-        "promoted" if decision.promote else "refused",
-        decision.reason,
+        "promoted" if promoted else "not promoted again" if decision.promote else "refused",
+        reason,
     )
     return Outcome(published, False, [], time.perf_counter() - began)

@@ -18,6 +18,7 @@ from stfm_pipeline.lake import Lake
 from stfm_pipeline.road import ROAD, Outcome
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.tables import Check
+from stfm_pipeline.training import table_versions
 
 if TYPE_CHECKING:
     from stfm_pipeline.forecaster import Forecaster
@@ -73,8 +74,7 @@ def _score(name: str, lake: Lake, settings: Settings, alias: str) -> Outcome:
             f"no version of '{name}' is its {alias}", fix=f"`stfm run {name}`, or `stfm models list {name}`"
         )
     with alone(settings.lock(name, ROAD), f"working on the tables of {name}"):
-        inputs = {s: lake.require(name, s).data_version for s in ("harmonized", "embedded", "enriched")}
-        inputs["model"] = str(version.run_id)
+        inputs = {**table_versions(lake, name), "model": str(version.run_id)}
         mark = fingerprint({"version": int(version.version)}, code_version(*CODE), inputs)
         published = lake.stage(name, FORECASTS)
         if published is not None and published.fingerprint == mark:

@@ -249,7 +249,8 @@ def apply_decision(
 ) -> dict[str, Any]:
     """Write the decision on the version and into the history, then move the alias: champion, or challenger if refused.
 
-    Evidence that was decided on before makes no new entry, so that a crash in between costs nothing. Returns the entry.
+    Evidence that was decided on before makes no new entry, so that a crash in between costs nothing: what the newest
+    entry says is done again. An older entry moves nothing, for the crown has changed since. Returns the entry.
     """
     client = connect(settings)
     history = decisions(settings, dataset)
@@ -260,6 +261,9 @@ def apply_decision(
         place = {"number": 1 + max((int(d["number"]) for d in history), default=0), "kind": kind, "version": number}
         record = {**place, **asdict(decision), **known, "decided_at": stamp}
         client.set_registered_model_tag(dataset, f"{HISTORY}{record['number']:06d}", json.dumps(record))
+    elif record is not history[0]:
+        log.info("%s: decided on before, entry %d; %s since", dataset, record["number"], history[0]["kind"])
+        return record
     client.set_model_version_tag(dataset, number, "decision", json.dumps(record))
     if decision.promote:
         _crown(client, dataset, number, record["decided_at"])

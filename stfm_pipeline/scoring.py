@@ -19,7 +19,7 @@ from stfm_pipeline.road import ROAD, Outcome
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.systems.catalog import all_systems
 from stfm_pipeline.tables import Check
-from stfm_pipeline.training import Plan, fresh, stage_of
+from stfm_pipeline.training import Plan, chosen_on, fresh, seen_until, split_of, stage_of, table_versions
 
 if TYPE_CHECKING:
     from stfm_pipeline.evaluate.choose import Decision
@@ -33,10 +33,10 @@ Trained = list[tuple["System", Stage]]
 
 
 def trained_systems(lake: Lake, name: str) -> Trained:
-    """Systems trained on the dataset's current enriched stage."""
-    enriched = lake.require(name, "enriched")
+    """Systems trained on the dataset's current tables."""
+    now = table_versions(lake, name)
     found = [(s, lake.stage(name, stage_of(s.name))) for s in all_systems().values()]
-    return [(s, t) for s, t in found if t is not None and t.inputs.get("enriched") == enriched.data_version]
+    return [(s, t) for s, t in found if t is not None and t.inputs == now]
 
 
 def evaluation_plan(name: str, trained: Trained) -> Plan:
@@ -127,6 +127,11 @@ def _evaluate_dataset(name: str, lake: Lake, settings: Settings) -> Outcome:
 
     label = f"champion (version {crowned.version})" if crowned is not None else "champion"
     notes = [*_notes(spec, lake, crowned, rival, runs), *_starts(trained)]
+    if rival is not None and chosen_on(seen := seen_until(rival.lineage), split := split_of(lake, harmonized)):
+        notes.append(
+            f"{label} was trained up to {seen['train']} and chosen on data up to {seen['val']}, and gate begins at "
+            f"{split['gate'][0]}: there it has an advantage over the candidate"
+        )
     evaluation = evaluate(spec, panel, contenders, rival, label, notes, level_of)
     leader = next(e for e in contenders if e.system.name == evaluation.candidate)
     run_id = leader.runs[leader.chosen]

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("stfm")
 WARM, SCRATCH = "warm", "scratch"
+TABLES = ("harmonized", "embedded", "enriched")
 TRAINING_CODE = (
     "stfm_pipeline.windows",
     "stfm_pipeline.tasks",
@@ -51,11 +53,16 @@ class Plan:
     inputs: dict[str, str]
 
 
+def table_versions(lake: Lake, name: str) -> dict[str, str]:
+    """Data versions of all the tables that models are made from: `enriched` alone holds the joined ones only."""
+    return {s: lake.require(name, s).data_version for s in TABLES}
+
+
 def training_plan(lake: Lake, name: str, system: System, budget: str, start: str = SCRATCH) -> Plan:
     """What a training run of `system` would be made from; budget and start matter only where there is training."""
     from stfm_pipeline.train import BUDGETS
 
-    inputs = {s: lake.require(name, s).data_version for s in ("harmonized", "embedded", "enriched")}
+    inputs = table_versions(lake, name)
     spec = get_dataset(name).spec
     config = {
         "system": system.name,
@@ -133,7 +140,7 @@ def _train_system(
         panel = load_panel(lake, name, settings.cache)
         origin = sources_of(lake, name)
     work.clear(settings, name, stage, but=plan.mark)
-    begin = _begin(panel, system, settings, start or SCRATCH)
+    begin = _begin(panel, system, settings, start or SCRATCH, origin["split"])
     seeds = range(BUDGETS[budget].seeds if system.training else 1)
     promise = "every val forecast is a finite number"
     try:
@@ -182,7 +189,21 @@ class Beginning:
         return f"scratch{': ' + self.facts['why'] if 'why' in self.facts else ''}"
 
 
-def _begin(panel: Panel, system: System, settings: Settings, start: str) -> Beginning:
+def seen_until(lineage: dict[str, Any]) -> dict[str, datetime]:
+    """Where the data end that a model, or one that it started from, learned from (train) and was chosen on (val)."""
+    ends = {part: [lineage["split"][part][1]] for part in ("train", "val")}
+    for part, end in lineage.get("started", {}).get("seen", {}).items():
+        ends[part].append(end)
+    return {part: max(map(datetime.fromisoformat, e)) for part, e in ends.items()}
+
+
+def chosen_on(seen: dict[str, datetime], split: dict[str, list[str]]) -> bool:
+    """Whether a model was trained or chosen on data of this split's gate; where gate is val, all are chosen on it."""
+    parts = ("train",) if split["gate"] == split["val"] else ("train", "val")
+    return any(seen[part] > datetime.fromisoformat(split["gate"][0]) for part in parts)
+
+
+def _begin(panel: Panel, system: System, settings: Settings, start: str, split: dict[str, list[str]]) -> Beginning:
     from stfm_pipeline import registry
     from stfm_pipeline.train import misfit
 
@@ -197,7 +218,16 @@ def _begin(panel: Panel, system: System, settings: Settings, start: str) -> Begi
     weights = {k: v.detach() for k, v in champion.module.named_parameters()}
     if (why := misfit(system.build(panel.problem), weights)) is not None:
         return Beginning({"start": SCRATCH, "why": f"version {crowned.version}: {why}"})
-    return Beginning({"start": WARM, "version": int(crowned.version), "run_id": crowned.run_id}, weights)
+    seen = seen_until(champion.lineage)
+    if seen["train"] > datetime.fromisoformat(split["train"][1]) or chosen_on(seen, split):
+        # History that lands late moves the parts back in time; such a challenger would be judged on what it knows.
+        why = (
+            f"version {crowned.version} was trained up to {seen['train']} and chosen on data up to {seen['val']}, "
+            f"and here train ends at {split['train'][1]} and gate begins at {split['gate'][0]}"
+        )
+        return Beginning({"start": SCRATCH, "why": why})
+    known = {part: str(end) for part, end in seen.items()}
+    return Beginning({"start": WARM, "version": int(crowned.version), "run_id": crowned.run_id, "seen": known}, weights)
 
 
 def _train_seed(
@@ -292,12 +322,15 @@ def sources_of(lake: Lake, name: str) -> dict[str, Any]:
             s: {"stage_version": v.version, "data_version": v.data_version, "delta_versions": v.tables}
             for s, v in stages.items()
         },
-        "split": {
-            r["part"]: [str(r["start"]), str(r["end"])] for r in lake.read(stages["harmonized"], "split").to_dicts()
-        },
+        "split": split_of(lake, stages["harmonized"]),
         "split_version": stages["harmonized"].facts["split_version"],
         "scaler": {"per": get_dataset(name).spec.harmonize.scale_per, "fitted_on": "train"},
     }
+
+
+def split_of(lake: Lake, harmonized: Stage) -> dict[str, list[str]]:
+    """Start and end of each part."""
+    return {r["part"]: [str(r["start"]), str(r["end"])] for r in lake.read(harmonized, "split").to_dicts()}
 
 
 def lineage(origin: dict[str, Any], system: System, seed: int, plan: Plan, budget: str) -> dict[str, Any]:

@@ -156,7 +156,8 @@ def print_result(result: dict[str, Any], lake: Lake) -> None:
     leaderboard(result["leaderboard"], result["facts"], {c.name: c.unit for c in spec.channels})
     reproduction(from_leaderboard(spec, result["leaderboard"]))
     if decision := result["decision"]:
-        verdict = "promoted" if decision["promoted"] else "refused, stays challenger"
+        again = "not promoted again" if decision["decision"]["promote"] else "refused, stays challenger"
+        verdict = "promoted" if decision["promoted"] else again
         named = f"{decision['name']} version {decision['version']} ({decision['system']})"
         say(f"  {named}: {verdict}: {decision['reason']}")
     if champion := result["champion"]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stfm_pipeline.evaluate.metrics import DRAWS, Array, Sums, block_bootstrap
+from stfm_pipeline.evaluate.metrics import DRAWS, Array, Sums, block_bootstrap, observed_blocks
 
 MIN_DISJOINT_HORIZONS = 20
 MIN_DISJOINT_WINDOWS = 200
@@ -78,13 +78,15 @@ def decide(candidate: Sums, rivals: Mapping[str, Sums], block: int, level: float
     of the same model can be better for weeks on end, longer than any block, but not by much: less than half a percent
     is no reason to change the champion (docs/retraining.md). To be promoted wrongly a candidate has to pass the very
     rival that it is no better than, so the level needs no correction for the number of rivals (an intersection-union
-    test, Berger 1982). With fewer than `MIN_BLOCKS` blocks nothing is decided.
+    test, Berger 1982). With fewer than `MIN_BLOCKS` blocks of observed cells nothing is decided.
     """
-    blocks = candidate.windows / block
+    blocks = observed_blocks(candidate.window_count, block)
     if blocks < MIN_BLOCKS:
+        fit = candidate.windows / block
+        missing = f" ({fit:.1f} fit into it, but cells are missing)" if fit - blocks > 0.05 else ""
         reason = (
-            f"not decided: gate holds {blocks:.1f} blocks of {block} windows, a margin needs at least {MIN_BLOCKS}: "
-            "wait for more data, or give gate a larger share of the split"
+            f"not decided: gate holds {blocks:.1f} blocks of {block} windows{missing}, a margin needs at least "
+            f"{MIN_BLOCKS}: wait for more data, or give gate a larger share of the split"
         )
         return Decision(False, reason, [], 0.0, block, blocks)
     margins: list[dict[str, Any]] = []

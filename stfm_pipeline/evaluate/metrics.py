@@ -194,6 +194,20 @@ def season_block(horizon: int, seasons: Sequence[int]) -> int:
     return max(horizon, *[s for s in seasons if s <= 168] or [1])
 
 
+def observed_blocks(count: Array, block: int) -> float:
+    """How many full blocks of windows the cells observed in them, `count` (windows, channels), are worth.
+
+    Kish's effective size, (sum of n)^2 / sum of n^2 for n cells a window in each disjoint block: windows / block where
+    all hold the same, 1 where all cells lie in one block. Of several channels the lowest: the ratio of each counts alike.
+    """
+    whole = len(count) // block
+    if not whole or not count.any(axis=0).all():
+        return 0.0 if whole else len(count) / block
+    edges = np.arange(whole + 1) * len(count) // whole
+    cells = np.add.reduceat(count, edges[:-1]) / np.diff(edges)[:, None]
+    return float((cells.sum(0) ** 2 / (cells**2).sum(0)).min() * len(count) / block / whole)
+
+
 def block_bootstrap(
     ours: Sums,
     theirs: Sums,
@@ -210,22 +224,30 @@ def block_bootstrap(
     if ours.windows != theirs.windows or not np.array_equal(ours.window_count, theirs.window_count):
         raise MetricError("two systems were scored on different cells", fix="score both on the same windows and mask")
     pick = slice(None) if channel is None else slice(channel, channel + 1)
-    return paired_bootstrap(ours.window_abs[:, pick], theirs.window_abs[:, pick], block, draws, seed, level)
+    blocks = observed_blocks(ours.window_count[:, pick], block)
+    return paired_bootstrap(ours.window_abs[:, pick], theirs.window_abs[:, pick], block, draws, seed, level, blocks)
 
 
 LARGEST_LOG = 500.0
 
 
 def paired_bootstrap(
-    ours: Array, theirs: Array, block: int, draws: int = DRAWS, seed: int = 0, level: float = 0.025
+    ours: Array,
+    theirs: Array,
+    block: int,
+    draws: int = DRAWS,
+    seed: int = 0,
+    level: float = 0.025,
+    blocks: float | None = None,
 ) -> tuple[float, float, float]:
     """1 - mean over channels of the ratio of two error sums (windows, channels), with an interval.
 
     Each bound is wrong with a chance of `level`: 0.025 makes the usual 95 %. Paired moving-block bootstrap over windows
     in time order (Kunsch 1989). Blocks of at least one season keep the windows' overlap and daily rhythm inside a
-    block. The draws give the standard error of the log ratio alone, and Student's t with as many values as disjoint
-    blocks fit into the windows the bounds: extreme quantiles of a handful of blocks end at the worst block, and at a
-    level of 0.001 that is too near (docs/retraining.md). Fewer than two blocks say nothing: (margin, -inf, inf).
+    block. The draws give the standard error of the log ratio alone, and Student's t with as many values as there are
+    `blocks` the bounds: extreme quantiles of a handful of blocks end at the worst block, and at a level of 0.001 that
+    is too near (docs/retraining.md). `blocks` are those that fit into the windows, fewer where cells are missing
+    (`observed_blocks`). Fewer than two say nothing: (margin, -inf, inf).
     """
     from scipy.special import stdtrit
 
@@ -236,7 +258,7 @@ def paired_bootstrap(
 
     centre, w = float(log_ratio(ours.sum(0), theirs.sum(0))), len(ours)
     whole = -math.expm1(centre)
-    blocks = w / block
+    blocks = w / block if blocks is None else blocks
     if blocks < 2:
         return whole, -math.inf, math.inf
     starts = np.random.default_rng(seed).integers(0, w - block + 1, size=(draws, -(-w // block)))

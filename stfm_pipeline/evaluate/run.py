@@ -148,7 +148,7 @@ def evaluate(
     if not baselines or not learned:
         raise StfmError(
             "an evaluation needs at least one baseline and one other system",
-            found=", ".join(e.system.name for e in entries),
+            found=", ".join(e.system.name for e in entries) or "none that was trained on the current tables",
             fix="leave `--system` out, or name a baseline and a learned system",
         )
     parts = [p for p in SCORED_PARTS if p != "gate" or panel.parts["gate"] != panel.parts["val"]]

@@ -157,8 +157,9 @@ class Watch:
         served = self.served
         if served is None:
             return
+        # The last table that is published; its fingerprint moves with all that it was made from, its own data may not.
         stage = self.lake.stage(self.name, "enriched")
-        current = (served.version, stage.data_version if stage is not None else None)
+        current = (served.version, stage.fingerprint if stage is not None else None)
         if stage is not None and current != self._scored:
             found = latest(served.forecaster, self.name, self.lake, self.settings)
             self.latest = (served, found)

@@ -117,12 +117,15 @@ def _season(facts: Facts) -> str:
 
 def _val_scores(name: str, lake: Lake) -> tuple[dict[str, float], bool]:
     """Val scores of the last evaluation by system; empty, and True, where it was of older data."""
-    evaluated, enriched = lake.stage(name, "evaluated"), lake.stage(name, "enriched")
-    if evaluated is None or enriched is None:
+    from stfm_pipeline.training import TABLES, table_versions
+
+    evaluated = lake.stage(name, "evaluated")
+    if evaluated is None or any(lake.stage(name, s) is None for s in TABLES):
         return {}, False
+    now = table_versions(lake, name)
     for trained, version in evaluated.inputs.items():
         stage = lake.stage(name, trained)
-        if stage is None or stage.data_version != version or stage.inputs.get("enriched") != enriched.data_version:
+        if stage is None or stage.data_version != version or stage.inputs != now:
             return {}, True
     return {r["system"]: float(r["val_score"]) for r in evaluated.facts["ranking"]}, False
 

@@ -10,7 +10,7 @@ import torchmetrics.functional as reference
 from stfm_pipeline.errors import MetricError
 from stfm_pipeline.evaluate.calibration import conformal_offsets
 from stfm_pipeline.evaluate.choose import decide, too_short_to_rank, val_scores
-from stfm_pipeline.evaluate.metrics import Row, Sums, block_bootstrap, mean_rows, paired_bootstrap
+from stfm_pipeline.evaluate.metrics import Row, Sums, block_bootstrap, mean_rows, observed_blocks, paired_bootstrap
 
 W, H, N, C = 40, 3, 4, 2
 
@@ -188,3 +188,45 @@ def test_a_series_without_residuals_borrows_from_the_others() -> None:
     assert float(high[0, 2, 0]) != float(high[0, 1, 0])
     assert 1.0 < float(high[0, 2, 0]) < 1.6
     assert float(low[0, 2, 0]) < 0
+
+
+def test_blocks_are_counted_where_cells_were_observed() -> None:
+    full = np.full((240, 2), 6.0)
+    assert observed_blocks(full, 24) == pytest.approx(10)
+    assert observed_blocks(full[:230], 24) == pytest.approx(230 / 24)
+    assert observed_blocks(full[:20], 24) == pytest.approx(20 / 24)
+    one = full.copy()
+    one[24:, 1] = 0
+    assert observed_blocks(one, 24) == pytest.approx(1), "of several channels the worst"
+    thin = full.copy()
+    thin[24:] = 0
+    thin[36::24] = 6
+    assert 1 < observed_blocks(thin, 24) < 3, "a cell here and there makes no block"
+    none = full.copy()
+    none[:, 0] = 0
+    assert observed_blocks(none, 24) == 0
+
+
+def test_a_gate_that_was_hardly_observed_decides_nothing() -> None:
+    prediction, target, observed = batch(share=1.1)
+    observed[10:, :, :, 1] = False
+    bad, good = scored(prediction, target, observed), scored(target + (prediction - target) * 0.5, target, observed)
+    refused = decide(good, {"b": bad}, 5)
+    assert not refused.promote
+    assert (refused.level, refused.blocks) == (0, pytest.approx(2))
+    assert "gate holds 2.0 blocks of 5 windows (8.0 fit into it, but cells are missing)" in refused.reason
+
+
+@pytest.mark.parametrize("seen", [2, 4])
+def test_missing_cells_promote_nobody_by_chance(seen: int) -> None:
+    rng, block, blocks, promoted = np.random.default_rng(0), 12, 20, 0
+    for _ in range(300):
+        observed = np.zeros((blocks, block, 1), bool)
+        observed[rng.choice(blocks, seen, replace=False)] = True
+        noise = np.exp(0.3 * np.repeat(rng.normal(0, 1, (2, blocks)), block, axis=1))
+        ours, theirs = (Sums(blocks * block, 1, 1, 1, 1) for _ in range(2))
+        for sums, size in ((ours, noise[0]), (theirs, noise[1])):
+            sums.window_count = observed.reshape(-1, 1).astype(float)
+            sums.window_abs, sums._at = size[:, None] * sums.window_count, len(size)
+        promoted += decide(ours, {"rival": theirs}, block).promote
+    assert promoted <= 3, "at half a percent, 1.5 of 300 are to be expected"
