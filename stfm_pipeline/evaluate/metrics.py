@@ -198,7 +198,7 @@ def observed_blocks(count: Array, block: int) -> float:
     """How many full blocks of windows the cells observed in them, `count` (windows, channels), are worth.
 
     Kish's effective size, (sum of n)^2 / sum of n^2 for n cells a window in each disjoint block: windows / block where
-    all hold the same, 1 where all cells lie in one block. Of several channels the lowest: each ratio counts alike.
+    all hold the same, 1 where all cells lie in one block. Of several channels the lowest: each counts alike.
     """
     whole = len(count) // block
     if not whole or not count.any(axis=0).all():
