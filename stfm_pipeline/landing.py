@@ -309,7 +309,9 @@ def _blame(dataset: Dataset, archives: dict[str, Path], part: Part, lake: Lake, 
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
             raise NotNowError(f"{type(error).__name__}: {error}") from error
         raise SourceError(
-            f"{dataset.spec.name}: it cannot be read", found=f"{type(error).__name__}: {error}"
+            f"{dataset.spec.name}: it cannot be read",
+            found=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
+            fix="compare it with the file that it continues",
         ) from error
 
 

@@ -112,7 +112,7 @@ def make_app(watch: Watch, pool: Pool, limits: Limits, metrics: Metrics, token: 
             if strangers := [e for e in entity if e not in known]:
                 raise FrameError("entities that the model never met", offenders=strangers, fix="leave `entity` out")
             rows = rows.filter(pl.col("unique_id").is_in(entity))
-        facts = {**served.facts, "origin": scored.origin.isoformat(), "data": scored.tables}
+        facts = {**served.facts, "origin": f"{scored.origin:%Y-%m-%dT%H:%M:%SZ}", "data": scored.tables}
         data, media = bodies.write(rows, "rows", facts)
         return Response(data, media_type=media)
 
