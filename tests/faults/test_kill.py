@@ -1,13 +1,17 @@
-"""SIGKILL in the middle of a training: nothing half-published, and the next run goes on from the last epoch."""
+"""A run ended in the middle: nothing half-published, nothing left running, the next goes on from the last epoch."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
+from fixtures.live import begin
 
 from stfm_pipeline import training
 from stfm_pipeline.lake import Lake
@@ -57,3 +61,25 @@ def test_a_killed_training_goes_on_where_it_was(enriched: Lake, settings: Settin
     assert curve["epoch"].to_list() == [float(i) for i in range(len(curve))]
     assert len(curve) == 6
     assert not list((home / "work").iterdir()), "checkpoints of a published training are gone"
+
+
+@pytest.mark.skipif(shutil.which("pgrep") is None, reason="nothing here names a process's children")
+def test_whoever_ends_a_run_ends_what_it_started(home: Path) -> None:
+    begin()
+    run = subprocess.Popen(
+        [sys.executable, "-m", "stfm_pipeline", "run", "live", "--system", "dlinear"],
+        env={**os.environ, "STFM_HOME": str(home)},
+        stderr=subprocess.DEVNULL,
+    )
+    deadline, children = time.monotonic() + 90, ""
+    while not children.strip() and time.monotonic() < deadline:
+        time.sleep(0.1)
+        asked = ["pgrep", "-P", str(run.pid), "-f", "assets live"]
+        children = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
+    time.sleep(1)
+    run.terminate()
+    assert run.wait(timeout=60) == 128 + signal.SIGTERM
+    for child in map(int, children.split()):
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
+    assert children.strip()
