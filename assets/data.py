@@ -16,6 +16,7 @@ CHECKS: dict[str, dict[str, str]] = {
         "regular_clock": "Every step has the stated length.",
         "masked_values_are_finite": "Observed cells are finite, unobserved cells hold 0.",
         "scaler_from_training_part_alone": "Cut off after the training part, the table gives the same scaler.",
+        "every_part_is_observed": "No part of the split is little but a gap.",
         "parts_in_order": "Train, val, gate and test follow one another.",
         "facts_match": "The table is as large as its documentation says.",
     },

@@ -196,3 +196,13 @@ def test_two_first_runs_at_once_on_a_new_home_both_end_well(home: Path) -> None:
     assert [code for _, code in ends] == [0, 0], "\n".join(error for error, _ in ends)
     assert len(Lake(Settings().lake_uri).history("mine", "harmonized")) == 1
     assert not list(home.glob(".dagster.part"))
+
+
+def test_every_contract_of_a_stage_is_a_check_of_its_asset(enriched: Lake, settings: Settings) -> None:
+    from assets.data import CHECKS
+    from stfm_pipeline.road import check_dataset
+
+    found: dict[str, set[str]] = {}
+    for row in check_dataset("synthetic", enriched, settings):
+        found.setdefault(row["stage"], set()).add(row["check"])
+    assert {s: names - {"same_again"} for s, names in found.items()} == {s: set(names) for s, names in CHECKS.items()}
