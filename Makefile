@@ -23,7 +23,7 @@ $(VENV)/.ready: pyproject.toml $(CONSTRAINTS) tools/install_torch.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing torch, then the rest (two to five minutes the first time)"
 	@$(BIN)/python tools/install_torch.py
-	@$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[pipeline,dev]'
+	@$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[pipeline,lm,grib,dev]'
 	@touch $@
 
 demo: $(VENV)/.ready ## real data to a registered champion, with a report
@@ -48,6 +48,6 @@ clean: ## delete the virtual environment and caches; tables and models stay
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info build dist
 
 lock: $(VENV)/.ready ## resolve the constraints anew (needs uv)
-	@uv pip compile pyproject.toml --extra pipeline --extra lm --extra video --extra ray --extra dev --universal \
+	@uv pip compile pyproject.toml --extra pipeline --extra lm --extra grib --extra video --extra ray --extra dev --universal \
 	  --fork-strategy fewest --python-version 3.11 --override requirements/overrides.txt --no-annotate --no-header \
 	  --upgrade -o $(CONSTRAINTS) && sed -i.bak '/^torch==/d' $(CONSTRAINTS) && rm $(CONSTRAINTS).bak

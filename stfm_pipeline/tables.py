@@ -191,6 +191,31 @@ class Entities(dy.Schema):
     text = dy.String(nullable=True)
 
 
+class Cells(Entities):
+    """The cells of a grid: entities with their `row` and `col` from 0; row 0 is the first row of the source."""
+
+    row = dy.Int32(nullable=False, min=0)
+    col = dy.Int32(nullable=False, min=0)
+
+
+def grid_of(cells: pl.DataFrame) -> tuple[int, int]:
+    """Height and width of a grid; `ContractError` unless its cells are all of a rectangle, row after row."""
+    row, col = (cells[c].to_numpy().astype(np.int64) for c in ("row", "col"))
+    height, width = (int(a.max(initial=-1)) + 1 for a in (row, col))
+    wanted = np.arange(height * width)
+    if len(cells) != len(wanted) or (row * width + col != wanted).any():
+        place = row * width + col
+        bad = np.flatnonzero(place != np.arange(len(place)))[:MAX_OFFENDERS]
+        raise ContractError(
+            "entities: cells are not a grid, row after row",
+            expected=f"{height} x {width} cells in the order (0, 0), (0, 1) ...",
+            found=f"{len(cells)} cells",
+            offenders=[f"cell {i}: row {row[i]}, col {col[i]}" for i in bad],
+            fix="list every cell once, also those without values, and mask their values instead",
+        )
+    return height, width
+
+
 class Edges(dy.Schema):
     """Directed weighted edges. `time` (null = always) dates an edge, so that only training-part evidence counts."""
 

@@ -43,6 +43,8 @@ STATISTICS = (
 class Problem:
     """What a model is told before it is built: sizes, names, and small tensors that are data, not weights.
 
+    Entities of a `grid` (height, width) are its cells, row after row.
+
     tensors: mean, std (n c); weight (n c), what an error of one std is worth in the channel's mean std; past_mean,
     past_std (n f); ahead_mean, ahead_std (n g); zone (n,); spatial (n e); edge_index (2 k), source and target, with
     edge_weight (k,); seen_tod / seen_dow / seen_holiday: categories training met.
@@ -65,6 +67,7 @@ class Problem:
     ahead: tuple[str, ...]
     loss: str
     tensors: dict[str, Tensor] = field(repr=False, compare=False)
+    grid: tuple[int, int] | None = None
 
     @property
     def n(self) -> int:
@@ -323,6 +326,7 @@ def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:
         "past": dense.get("past", []),
         "ahead": dense.get("ahead", []),
         "parts": stages["harmonized"].facts["parts"],
+        "grid": stages["harmonized"].facts.get("grid"),
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".build-", dir=folder.parent))
@@ -398,6 +402,7 @@ def _open(folder: Path, name: str, stages: dict[str, Any], look_back: int | None
         ahead=tuple(facts["ahead"]),
         loss=spec.task.loss,
         tensors=tensors,
+        grid=tuple(facts["grid"]) if facts["grid"] else None,
     )
     times = np.load(folder / "times.npy", allow_pickle=False).astype("datetime64[us]")
     parts: dict[Part, slice] = {p: slice(*bounds) for p, bounds in facts["parts"].items()}

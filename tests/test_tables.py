@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from stfm_pipeline.errors import ContractError
 from stfm_pipeline.lake import Lake
 from stfm_pipeline.tables import UTC as UTC_US
-from stfm_pipeline.tables import Edges, Entities, Signal, entity_hash, observations, scatter, to_utc, validate
+from stfm_pipeline.tables import Edges, Entities, Signal, entity_hash, grid_of, observations, scatter, to_utc, validate
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -191,3 +191,11 @@ def test_rows_off_the_clock_are_an_error_and_strangers_are_left_out() -> None:
     off = rows(time=[T0, datetime(2024, 1, 1, 0, 7, tzinfo=UTC)])
     with pytest.raises(ContractError, match="off the regular clock"):
         scatter(off, times, ["a", "b"], ["v"])
+
+
+def test_cells_of_a_grid_are_a_rectangle_row_after_row() -> None:
+    cells = pl.DataFrame({"row": [0, 0, 1, 1], "col": [0, 1, 0, 1]})
+    assert grid_of(cells) == (2, 2)
+    for bad in (cells[:3], cells[[0, 2, 1, 3]], pl.concat([cells, cells[:1]])):
+        with pytest.raises(ContractError, match="row after row"):
+            grid_of(bad)

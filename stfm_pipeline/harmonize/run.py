@@ -17,11 +17,13 @@ from stfm_pipeline.harmonize.mask import mask_outliers
 from stfm_pipeline.stage import Result
 from stfm_pipeline.tables import (
     DAY_US,
+    Cells,
     Check,
     Edges,
     Entities,
     Signal,
     entity_hash,
+    grid_of,
     is_dense,
     is_zone,
     leaves_utc,
@@ -54,7 +56,9 @@ def check_raw(spec: DatasetSpec, raw: dict[str, pl.DataFrame]) -> dict[str, pl.D
     for column in ("zone", "text"):
         if column not in tables["entities"].columns:
             tables["entities"] = tables["entities"].with_columns(pl.lit(None, pl.String).alias(column))
-    tables["entities"] = validate("entities", tables["entities"], Entities, fix)
+    tables["entities"] = validate("entities", tables["entities"], Cells if spec.kind == "grid" else Entities, fix)
+    if spec.kind == "grid":
+        grid_of(tables["entities"])
     zones = {spec.zone, *tables["entities"]["zone"].drop_nulls()}
     if unknown := sorted(z for z in zones if not is_zone(z)):
         raise ContractError(
@@ -134,6 +138,8 @@ def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFr
         "dense": {"signal": list(spec.channel_names)},
         "parts": {p: [s.start, s.stop] for p, s in parts.items()},
     }
+    if spec.kind == "grid":
+        facts["grid"] = list(grid_of(entities))
     result = Result(
         {"signal": signal.to_frame(), "entities": entities, "edges": edges, "split": table, "scaler": scales}, facts
     )
