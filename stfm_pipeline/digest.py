@@ -28,9 +28,24 @@ class Blocks:
 
     @classmethod
     def of(cls, frame: pl.DataFrame) -> Blocks:
-        wide = sum(int(n or 0) for row in frame.head(1).select(pl.selectors.list().list.len()).rows() for n in row)
-        size = max(1, CELLS_OF_A_BLOCK // (frame.width + wide))
+        size = _rows_of_a_block(frame)
         return cls(str(frame.schema), len(frame), size, tuple(_digests(frame, size)))
+
+    @classmethod
+    def beside(cls, frames: Iterator[pl.DataFrame], out: list[Blocks]) -> Iterator[pl.DataFrame]:
+        """The frames of one table as they come; once they have passed, `out` holds the digests of all their rows."""
+        digests: list[str] = []
+        rest, schema, size, rows = pl.DataFrame(), "", 1, 0
+        for frame in frames:
+            if not schema:
+                schema, size, rest = str(frame.schema), _rows_of_a_block(frame), frame.clear()
+            yield frame
+            rows += len(frame)
+            rest = pl.concat([rest, frame])
+            whole = len(rest) // size * size
+            digests += _digests(rest[:whole], size)
+            rest = rest[whole:]
+        out.append(cls(schema, rows, size, (*digests, *_digests(rest, size))))
 
     def start(self, row: int) -> int:
         """The first row of the block that `row` belongs to."""
@@ -54,6 +69,11 @@ def data_version(tables: Mapping[str, pl.DataFrame | Blocks], facts: dict[str, A
     known = {n: (t if isinstance(t, Blocks) else Blocks.of(t)).to_json() for n, t in tables.items()}
     text = json.dumps([known, facts], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _rows_of_a_block(frame: pl.DataFrame) -> int:
+    wide = sum(int(n or 0) for row in frame.head(1).select(pl.selectors.list().list.len()).rows() for n in row)
+    return max(1, CELLS_OF_A_BLOCK // (frame.width + wide))
 
 
 def _digests(frame: pl.DataFrame, size: int) -> Iterator[str]:

@@ -22,7 +22,7 @@ import polars as pl
 from stfm_pipeline.digest import Blocks, data_version
 from stfm_pipeline.errors import StfmError, UsageError
 from stfm_pipeline.points import reached
-from stfm_pipeline.stage import NEVER, Tail
+from stfm_pipeline.stage import NEVER, Chunks, Tail
 
 if TYPE_CHECKING:
     import duckdb
@@ -36,7 +36,7 @@ FILES_OF_A_TABLE = 32
 _TAKEN = {"information_schema", "memory", "pg_catalog", "system", "temp"}
 
 
-Tables = Mapping[str, pl.DataFrame | Tail]
+Tables = Mapping[str, pl.DataFrame | Chunks | Tail]
 
 
 class GoneError(StfmError):
@@ -99,11 +99,14 @@ class Lake:
         """
         before = self.stage(dataset, stage)
         kept = before if since is not None else None
+        held = {n: t for n, t in tables.items() if not isinstance(t, Chunks)}
+        streams = {n: t for n, t in tables.items() if isinstance(t, Chunks)}
         with ThreadPoolExecutor(1) as beside:
-            blocks = beside.submit(lambda: {n: self._blocks(before, n, t) for n, t in tables.items()})
-            versions = {name: self._put(before, dataset, stage, name, table) for name, table in tables.items()}
-        digests = {**(kept.blocks if kept else {}), **blocks.result()}
-        versions = {**(kept.tables if kept else {}), **versions}
+            blocks = beside.submit(lambda: {n: self._blocks(before, n, t) for n, t in held.items()})
+            versions = {name: self._put(before, dataset, stage, name, table) for name, table in held.items()}
+        passed = {name: self._stream(self._path(dataset, stage, name), table) for name, table in streams.items()}
+        digests = {**(kept.blocks if kept else {}), **blocks.result(), **{n: b for n, (_, b) in passed.items()}}
+        versions = {**(kept.tables if kept else {}), **versions, **{n: v for n, (v, _) in passed.items()}}
         row = {
             "fingerprint": fingerprint,
             "data_version": data_version(digests, facts),
@@ -156,6 +159,18 @@ class Lake:
             current.optimize.compact()
         where = None if table.first == rows else f"{ROW} >= {table.first}"
         return self._write(path, table.frame, "overwrite" if where else "append", table.first, where)
+
+    def _stream(self, path: str, table: Chunks) -> tuple[int, Blocks]:
+        """Write a table a few rows at a time, a commit each; readers go by the manifest and see none of them yet."""
+        blocks: list[Blocks] = []
+        version, row = -1, 0
+        # A writer that is handed a stream holds all of it.
+        for frame in Blocks.beside(table.frames(), blocks):
+            version = self._write(path, frame, "append" if row else "overwrite", row)
+            row += len(frame)
+        if row != table.rows:
+            raise StfmError("a table did not come whole", expected=f"{table.rows} rows", found=f"{row}")
+        return version, blocks[0]
 
     def _write(
         self, path: str, frame: pl.DataFrame, mode: Any = "overwrite", first_row: int = 0, where: str | None = None

@@ -149,7 +149,7 @@ def check_dataset(name: str, lake: Lake, settings: Settings) -> list[dict[str, A
         published = lake.stage(name, step.name)
         checks = list(result.checks)
         if published is not None:
-            same = data_version(result.tables, result.facts) == published.data_version
+            same = data_version(result.frames, result.facts) == published.data_version
             checks.append(Check("same_again", same, "computing it again gives the published table", {}))
         rows += [
             {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -26,12 +27,44 @@ class Tail:
 
 
 @dataclass(frozen=True)
+class Chunks:
+    """A table too large to hold: `frames` gives its rows a few at a time, the same ones whenever it is called.
+
+    `times` is its column `time` (all of it), where it has one.
+    """
+
+    rows: int
+    frames: Callable[[], Iterator[pl.DataFrame]]
+    times: pl.Series | None = None
+
+    def __len__(self) -> int:
+        return self.rows
+
+
+Table = pl.DataFrame | Chunks
+
+
+def whole(table: Table) -> pl.DataFrame:
+    """A table as one frame."""
+    return table if isinstance(table, pl.DataFrame) else pl.concat(table.frames())
+
+
+@dataclass(frozen=True)
 class Result:
     """Tables of a stage with deterministic facts about them and the contract checks they were put through."""
 
-    tables: dict[str, pl.DataFrame]
+    tables: Mapping[str, Table]
     facts: dict[str, Any]
     checks: list[Check] = field(default_factory=list)
+
+    def frame(self, name: str) -> pl.DataFrame:
+        """A table that is held whole."""
+        return whole(self.tables[name])
+
+    @property
+    def frames(self) -> dict[str, pl.DataFrame]:
+        """All tables, held whole."""
+        return {name: whole(table) for name, table in self.tables.items()}
 
     @property
     def passed(self) -> bool:

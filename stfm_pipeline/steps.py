@@ -171,8 +171,8 @@ def try_whole(dataset: Dataset, parts: tuple[Part, ...], lake: Lake, settings: S
     _hold([raw_contract(spec, tables)])
     signal = harmonize(spec, tables, _frozen(dataset, lake))
     _hold(signal.checks)
-    _hold(embed(spec, signal.tables).checks)
-    _hold(enrich(spec, {j.table: tables[j.table] for j in spec.joins}, signal.tables).checks)
+    _hold(embed(spec, signal.frames).checks)
+    _hold(enrich(spec, {j.table: tables[j.table] for j in spec.joins}, signal.frames).checks)
 
 
 def _hold(checks: list[Check]) -> None:
@@ -205,7 +205,7 @@ def _harmonized(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
     name, frozen = dataset.spec.name, _frozen(dataset, lake)
     result = harmonize(dataset.spec, _tables(lake, name, "raw"), frozen)
     drawn = result.facts["end"]
-    if frozen is not None and frozen["start"].equals(result.tables["split"]["start"]):
+    if frozen is not None and frozen["start"].equals(result.frame("split")["start"]):
         drawn = lake.require(name, "harmonized").facts.get("split_drawn", drawn)
     facts = {"split_rule": _split_rule(dataset.spec), "split_version": split_version(name), "split_drawn": drawn}
     return Result(result.tables, {**result.facts, **facts}, result.checks)

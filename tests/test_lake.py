@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from deltalake import DeltaTable, write_deltalake
 from stfm_pipeline.digest import data_version
 from stfm_pipeline.errors import StfmError, UsageError
 from stfm_pipeline.lake import Lake, Stage
-from stfm_pipeline.stage import Tail
+from stfm_pipeline.stage import NEVER, Chunks, Tail
 from stfm_pipeline.tables import Signal
 
 
@@ -285,3 +286,39 @@ def test_a_manifest_of_before_there_were_tails_goes_on(lake: Lake) -> None:
     assert go_on(lake, 3, 3).since == hour(3)
     assert [s.since for s in lake.history("d", "s")] == [None, None, hour(3)]
     assert lake.read(lake.require("d", "s"), "t")["x"].to_list() == [0, 1, 2, 3]
+
+
+def frames(rows: int, at_once: int) -> Iterator[pl.DataFrame]:
+    for i in range(0, rows, at_once):
+        n = min(at_once, rows - i)
+        cells = np.arange(i * 5_000, (i + n) * 5_000, dtype=np.float32).reshape(n, 5_000)
+        yield pl.DataFrame({"i": np.arange(i, i + n), "values": pl.Series(cells).cast(pl.List(pl.Float32))})
+
+
+@pytest.mark.parametrize("at_once", [1, 37, 200])
+def test_a_table_that_comes_in_chunks_is_the_one_that_comes_whole(lake: Lake, at_once: int) -> None:
+    chunks = Chunks(200, lambda: frames(200, at_once))
+    said = [
+        lake.publish("d", "raw", {"t": table}, fingerprint="f", facts={}, inputs={})
+        for table in (chunks, pl.concat(frames(200, 200)))
+    ]
+    assert said[0].data_version == said[1].data_version
+    assert lake.read(said[0], "t").equals(lake.read(said[1], "t"))
+    assert lake.read_rows(said[0], "t", 30, 40)["i"].to_list() == list(range(30, 40))
+    more = Tail(200, pl.concat(frames(210, 210))[200:])
+    longer = lake.publish("d", "raw", {"t": more}, fingerprint="f", facts={}, inputs={}, since=NEVER)
+    assert longer.data_version == data_version({"t": pl.concat(frames(210, 210))}, {})
+
+
+def test_a_table_that_breaks_off_in_the_middle_leaves_the_old_one(lake: Lake) -> None:
+    old = lake.publish("d", "raw", {"t": pl.concat(frames(50, 50))}, fingerprint="f", facts={}, inputs={})
+
+    def broken() -> Iterator[pl.DataFrame]:
+        yield from frames(20, 10)
+        raise OSError("the file ends here")
+
+    for table, error in ((Chunks(40, broken), OSError), (Chunks(41, lambda: frames(40, 10)), StfmError)):
+        with pytest.raises(error):
+            lake.publish("d", "raw", {"t": table}, fingerprint="g", facts={}, inputs={})
+        assert lake.stage("d", "raw") == old
+        assert lake.read(old, "t").equals(pl.concat(frames(50, 50)))

@@ -208,7 +208,7 @@ def contract(spec: DatasetSpec, signal: Signal, result: Result, parts: split.Par
         ),
         Check(
             "scaler_from_training_part_alone",
-            again.equals(result.tables["scaler"]),
+            again.equals(result.frame("scaler")),
             "fitting on the table cut off after the training part gives the same scaler",
             {},
         ),
