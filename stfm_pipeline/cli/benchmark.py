@@ -70,6 +70,54 @@ def benchmark_run(
         _print(spec, measured, compared)
 
 
+@command(benchmark_app, "stages")
+def benchmark_stages(
+    dataset: Annotated[str, typer.Argument(help="A dataset with graph or grid signals.")],
+    system: Annotated[str, typer.Option(help="A learned system, or a file with a torch module.")] = "stid",
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each variant.")] = 3,
+    budget: Annotated[str, typer.Option(help="quick, standard or full.")] = "quick",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure what time, place, frequency and side information are worth to a system, by taking each of them away."""
+    from stfm_pipeline import worth
+    from stfm_pipeline.console import emit, say, table
+    from stfm_pipeline.datasets.catalog import get_dataset
+    from stfm_pipeline.launch import materialize, require_root
+    from stfm_pipeline.road import stale_stages
+    from stfm_pipeline.systems.catalog import select_systems
+
+    one_of("budget", budget, ("quick", "standard", "full"))
+    one_of("device", device, ("auto", "cpu", "cuda", "mps"))
+    spec = get_dataset(dataset).spec
+    (chosen,) = select_systems([joined(system)], spec)
+    settings, lake = open_lake()
+    if todo := stale_stages(dataset, lake):
+        require_root()
+        materialize(dataset, todo, {}, settings)
+    rows = worth.compare(dataset, worth.measure(dataset, chosen, lake, settings, budget, seeds, device), lake)
+    if as_json:
+        emit({"dataset": dataset, "system": chosen.name, "budget": budget, "rows": rows})
+        return
+    units = {c.name: c.unit for c in spec.channels}
+    shown = [
+        [
+            r["without"],
+            r["when"] or "",
+            r["channel"],
+            f"{r['mae']:.4g} {units[r['channel']]}",
+            _figure(r["deviation"]),
+            "" if r["when"] is None else f"{r['change']:+.1%}",
+            "" if r["when"] is None else f"{r['low']:+.1%} to {r['high']:+.1%}",
+        ]
+        for r in rows
+    ]
+    heads = ["without", "", "channel", "test MAE", "sd of seeds", "change", "95 % interval"]
+    table(f"{chosen.name} on {dataset}, {budget} budget, {seeds} seed(s)", heads, shown, heads[3:])
+    if none := [t for t in worth.TITLES.values() if t not in {r["without"] for r in rows}]:
+        say(f"  {dataset} has no {', no '.join(none)} to take away")
+
+
 @command(benchmark_app, "windows")
 def benchmark_windows(
     dataset: Annotated[str, typer.Argument(help="A dataset that is at least harmonized, embedded and enriched.")],
