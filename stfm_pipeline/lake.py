@@ -8,7 +8,7 @@ the previous stage whole.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +48,7 @@ class Stage:
     """One published state of a stage: which version of which table, what it was made from, and its facts.
 
     `blocks` are the tables' digests. With `since`, rows before that time are as in the version before, in every table.
+    `cost` is what making it took, where that was measured: `seconds`, and the process's `peak_mb` by then.
     """
 
     dataset: str
@@ -60,6 +61,7 @@ class Stage:
     published_at: str
     blocks: dict[str, Blocks]
     since: datetime | None
+    cost: dict[str, float]
     version: int
 
 
@@ -91,6 +93,7 @@ class Lake:
         facts: dict[str, Any],
         inputs: dict[str, str],
         since: datetime | None = None,
+        cost: Callable[[], dict[str, float]] = dict,
     ) -> Stage:
         """Write every table, then commit the manifest row that makes them the current state of the stage.
 
@@ -116,6 +119,7 @@ class Lake:
             "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "blocks": json.dumps({n: b.to_json() for n, b in digests.items()}),
             "since": since.isoformat() if since is not None else None,
+            "cost": json.dumps(cost()),
         }
         frame = pl.DataFrame([row], schema_overrides={"since": pl.String})
         path, rows = self._path(dataset, stage, MANIFEST), 0
@@ -418,6 +422,7 @@ def _stages(dataset: str, stage: str, rows: pl.DataFrame, first: int) -> list[St
         decoded = {k: json.loads(row[k]) for k in ("tables", "facts", "inputs")}
         blocks = {n: Blocks.from_json(b) for n, b in json.loads(row.get("blocks") or "{}").items()}
         since = datetime.fromisoformat(row["since"]) if row.get("since") else None
+        cost = json.loads(row.get("cost") or "{}")
         plain = {k: row[k] for k in ("fingerprint", "data_version", "published_at")}
-        found.append(Stage(dataset, stage, **plain, **decoded, blocks=blocks, since=since, version=i))
+        found.append(Stage(dataset, stage, **plain, **decoded, blocks=blocks, since=since, cost=cost, version=i))
     return found
