@@ -21,8 +21,9 @@ import polars as pl
 
 from stfm_pipeline.digest import Blocks, data_version
 from stfm_pipeline.errors import StfmError, UsageError
+from stfm_pipeline.large import Chunks, Table, is_large, rows_at_once
 from stfm_pipeline.points import reached
-from stfm_pipeline.stage import NEVER, Chunks, Tail
+from stfm_pipeline.stage import NEVER, Tail
 
 if TYPE_CHECKING:
     import duckdb
@@ -36,7 +37,7 @@ FILES_OF_A_TABLE = 32
 _TAKEN = {"information_schema", "memory", "pg_catalog", "system", "temp"}
 
 
-Tables = Mapping[str, pl.DataFrame | Chunks | Tail]
+Tables = Mapping[str, Table | Tail]
 
 
 class GoneError(StfmError):
@@ -172,8 +173,8 @@ class Lake:
         for frame in Blocks.beside(table.frames(), blocks):
             version = self._write(path, frame, "append" if row else "overwrite", row)
             row += len(frame)
-        if row != table.rows:
-            raise StfmError("a table did not come whole", expected=f"{table.rows} rows", found=f"{row}")
+        if row != len(table):
+            raise StfmError("a table did not come whole", expected=f"{len(table)} rows", found=f"{row}")
         return version, blocks[0]
 
     def _write(
@@ -282,6 +283,25 @@ class Lake:
             )
         with _there(stage):
             return self._load(self._path(stage.dataset, stage.name, table), stage.tables[table])
+
+    def table(self, stage: Stage, table: str) -> Table:
+        """The same, a few rows at a time where it is too large to hold."""
+        first = self.read_rows(stage, table, 0, 1)
+        width = sum(int(n or 0) for n in first.select(pl.selectors.list().list.len()).row(0)) if len(first) else 0
+        rows = stage.blocks[table].rows if table in stage.blocks else 0
+        if "time" not in first.columns or not is_large((rows, width)):
+            return self.read(stage, table)
+        size = rows_at_once(width)
+
+        def frames() -> Iterator[pl.DataFrame]:
+            yield from (self.read_rows(stage, table, i, i + size) for i in range(0, rows, size))
+
+        return Chunks(self._column(stage, table, "time"), first.columns, frames)
+
+    def _column(self, stage: Stage, table: str, column: str) -> pl.Series:
+        source = self._table(self._path(stage.dataset, stage.name, table), stage.tables[table])
+        with _there(stage):
+            return pl.scan_delta(source, storage_options=self.options).select(ROW, column).collect().sort(ROW)[column]
 
     def as_made_of(self, dataset: str, stage: str, version: str) -> Stage | None:
         """The latest state of a stage with this data version."""
