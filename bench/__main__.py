@@ -1,7 +1,8 @@
 """Speed and memory, each measured in a process of its own or side by side in one run: `make bench`.
 
-`python -m bench [road] [append] [long] [patches] [training] [loading] [drift] [serve] [replay-aa] [faults] [--quick]`;
-the last four take ten minutes to half an hour each and are run when they are named.
+`python -m bench [road] [append] [long] [patches] [training] [loading] [drift] [serve] [replay-aa] [faults] [fuzz]
+[leaks] [--quick]`; the last six are run when they are named; five of them, drift to fuzz, take ten minutes
+to half an hour each.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ PARTS = {
     "replay-aa": "bench.replay_aa",
     "serve": "bench.serve",
     "faults": "bench.faults",
+    "fuzz": "bench.fuzz",
+    "leaks": "bench.leaks",
 }
 
-WHEN_NAMED = ("drift", "replay-aa", "serve", "faults")
+WHEN_NAMED = ("drift", "replay-aa", "serve", "faults", "fuzz", "leaks")
 
 
 def main(arguments: list[str]) -> None:

@@ -12,10 +12,9 @@ from stfm_pipeline.alone import alone
 from stfm_pipeline.datasets.catalog import get_dataset
 from stfm_pipeline.datasets.spec import Dataset
 from stfm_pipeline.digest import data_version
-from stfm_pipeline.errors import ContractError
+from stfm_pipeline.errors import ContractError, StfmError
 from stfm_pipeline.fingerprint import code_version, fingerprint
 from stfm_pipeline.lake import GoneError, Lake, Stage
-from stfm_pipeline.memory import peak_mb
 from stfm_pipeline.parts import digest, landed
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.splits import ask_for_new_split
@@ -105,7 +104,14 @@ def _materialize(name: str, stage: str, lake: Lake, settings: Settings, force: b
                 log.info("%s %s: unchanged, not run again", name, stage)
                 return Outcome(published, reused=True)
             result = _more(dataset, step, lake, settings, published)
-        result = result or step.compute(dataset, lake, settings)
+        try:
+            result = result or step.compute(dataset, lake, settings)
+        except MemoryError as error:
+            raise StfmError(
+                f"{stage} of '{name}' needs more memory than there is",
+                found=str(error) or None,
+                fix="check the clock's step, `start` and `end` and the number of entities; or bring more memory",
+            ) from error
     wanted = found.result()
     if wanted is None or wanted != current_fingerprint(dataset, step, lake):
         raise ContractError(
@@ -117,13 +123,7 @@ def _materialize(name: str, stage: str, lake: Lake, settings: Settings, force: b
         log.error("%s %s: not published, failed checks: %s", name, stage, ", ".join(failed))
         return Outcome(None, False, result.checks, time.perf_counter() - began)
     since = result.since if isinstance(result, Extension) else None
-
-    def cost() -> dict[str, float]:
-        return {"seconds": round(time.perf_counter() - began, 3), "peak_mb": round(peak_mb(), 1)}
-
-    new = lake.publish(
-        name, stage, result.tables, fingerprint=mark, facts=result.facts, inputs=inputs, since=since, cost=cost
-    )
+    new = lake.publish(name, stage, result.tables, fingerprint=mark, facts=result.facts, inputs=inputs, since=since)
     seconds = time.perf_counter() - began
     which = (
         "" if since is None else f", what is new from {since:%Y-%m-%dT%H:%MZ} on" if since < NEVER else ", as it was"

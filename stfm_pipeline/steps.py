@@ -36,6 +36,9 @@ class Step:
     compute: Callable[[Dataset, Lake, Settings], Result]
     # What new rows make of a published state, given the time from which inputs differ; None where that is everything.
     extend: Callable[[Dataset, Lake, Settings, Stage, datetime], Extension | None]
+    # Tables that nothing after the training part may change. Every other one has a column `time`, and a row shows
+    # only what was known at the end of its step: `stfm datasets check` proves both (see stfm_pipeline.leaks).
+    fitted: tuple[str, ...]
 
 
 def _raw(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
@@ -319,6 +322,7 @@ STEPS: dict[str, Step] = {
             _raw_config,
             _raw,
             _more_raw,
+            ("entities",),
         ),
         Step(
             "harmonized",
@@ -330,6 +334,7 @@ STEPS: dict[str, Step] = {
             _harmonized_config,
             _harmonized,
             _more_harmonized,
+            ("entities", "edges", "split", "scaler"),
         ),
         Step(
             "embedded",
@@ -340,6 +345,7 @@ STEPS: dict[str, Step] = {
             _pick("embed", "country"),
             _embedded,
             _more_embedded,
+            ("vocabulary", "spatial", "spectrum", "zones"),
         ),
         Step(
             "enriched",
@@ -357,6 +363,7 @@ STEPS: dict[str, Step] = {
             _pick("joins"),
             _enriched,
             _more_enriched,
+            ("past_scaler", "ahead_scaler", "text"),
         ),
     )
 }

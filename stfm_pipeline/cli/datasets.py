@@ -167,16 +167,27 @@ def datasets_fetch(names: list[str], as_json: Json = False) -> None:
 
 @command(datasets_app, "check")
 def datasets_check(name: str, as_json: Json = False) -> None:
-    """Compute every data stage anew, without publishing, and say which of its promises it keeps."""
-    from stfm_pipeline.console import emit, table
+    """Compute every data stage anew, without publishing, and say which promises it keeps; then look for leaks.
+
+    The stages are also made from the same data with noise after the training part, with other side information than
+    was known, and cut off at some moments: what was there before has to come out the same.
+    """
+    from stfm_pipeline.console import emit, say, table
+    from stfm_pipeline.leaks import audit
     from stfm_pipeline.road import check_dataset
 
     settings, lake = open_lake()
     rows = check_dataset(name, lake, settings)
+    leaks = audit(name, lake, settings)
+    rows += leaks
     if as_json:
         emit({"name": name, "checks": rows, "passed": all(r["passed"] for r in rows)})
     else:
         shown = [["kept" if r["passed"] else "BROKEN", r["stage"], r["check"], r["description"]] for r in rows]
         table(f"contracts of {name}", ["", "stage", "check", "promise"], shown)
+        for row in leaks:
+            say(f"\n{row['check']}")
+            for what, found in row["details"].items():
+                say(f"  {what}: {found}")
     if not all(r["passed"] for r in rows):
         raise typer.Exit(1)

@@ -206,3 +206,12 @@ def test_every_contract_of_a_stage_is_a_check_of_its_asset(enriched: Lake, setti
     for row in check_dataset("synthetic", enriched, settings):
         found.setdefault(row["stage"], set()).add(row["check"])
     assert {s: names - {"same_again"} for s, names in found.items()} == {s: set(names) for s, names in CHECKS.items()}
+
+
+def test_every_table_of_a_stage_is_declared_fitted_or_has_times(enriched: Lake) -> None:
+    """Otherwise the leak audit does not know what to hold it to: see `Step.fitted`."""
+    from stfm_pipeline.steps import STEPS
+
+    for stage in enriched.stages("synthetic"):
+        for table in set(stage.tables) - set(STEPS[stage.name].fitted):
+            assert "time" in enriched.read_rows(stage, table, 0, 0).columns, f"{stage.name}.{table}"

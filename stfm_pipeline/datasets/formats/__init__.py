@@ -45,6 +45,10 @@ Table = Annotated[
 ]
 
 
+# Delta Lake has no such columns, or gives them back as others.
+UNKEPT = (pl.Time, pl.Duration, pl.Float16, pl.Int128, pl.UInt128, pl.Enum, pl.Array, pl.Object)
+
+
 def read_tables(tables: dict[str, Table], files: dict[str, Path], scene: Scene) -> dict[str, pl.DataFrame]:
     """Raw tables by name. Edges come last: the order of entities is what matrices without names go by.
 
@@ -72,15 +76,28 @@ def read_tables(tables: dict[str, Table], files: dict[str, Path], scene: Scene) 
 def _read(name: str, table: Table, files: dict[str, Path], scene: Scene) -> pl.DataFrame:
     """A table; whatever a file may hold that no reader foresaw is an error that names the file."""
     try:
-        return table.read(name, files, scene)
+        frame = table.read(name, files, scene)
     except (StfmError, MemoryError):
         raise
-    except Exception as error:
+    except (Exception, pl.exceptions.PanicException) as error:
         raise SourceError(
             f"{name}: {', '.join(table.names())} cannot be read as `format: {table.format}`",
             found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             fix=f"compare the file with what docs/your-own-data.md says of `{table.format}`",
         ) from error
+    if odd := [f"{c}: {kind}" for c, kind in frame.schema.items() if _unkept(kind)]:
+        raise ContractError(
+            f"{name}: {', '.join(table.names())} hold columns of types that no table here keeps",
+            expected="numbers, text, truth values, times, or lists of them",
+            offenders=odd,
+            fix="leave them out, or write them as one of these",
+        )
+    return frame
+
+
+def _unkept(kind: pl.DataType) -> bool:
+    inner = [kind.inner] if isinstance(kind, pl.List) else [f.dtype for f in getattr(kind, "fields", ())]
+    return kind in UNKEPT or any(_unkept(k) for k in inner if isinstance(k, pl.DataType))
 
 
 def _names(entities: pl.DataFrame) -> pl.Series:

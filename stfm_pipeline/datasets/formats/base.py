@@ -19,6 +19,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
 from stfm_pipeline.errors import MAX_OFFENDERS, ContractError, SourceError
 from stfm_pipeline.tables import dense_observations, step_us, to_utc
 
+EARLIEST, LATEST = (int(np.datetime64(f"{year}-01-01", "us").astype(np.int64)) for year in (1000, 9000))
+INFLATES, SMALL = 100, 256 * 1024**2
 NULLS = ("", "NA", "NaN", "nan", "null", "NULL", "None")
 PICKLES = (".pkl", ".pickle", ".pk")
 TEXT = (".csv", ".tsv", ".txt", ".gz", ".geo", ".rel", ".dyna")
@@ -93,6 +95,18 @@ def refuse_pickle(path: Path) -> None:
                 "python -c \"import pickle, numpy as np; ids, _, a = pickle.load(open('adj_mx.pkl', 'rb'), "
                 "encoding='latin1'); np.savez('adj_mx.npz', ids=np.array(ids, str), adjacency=a)\""
             ),
+        )
+
+
+def refuse_bomb(path: Path, size: int) -> None:
+    """Before a file's contents are made room for: refuse a size in bytes that no file of its length means."""
+    there = path.stat().st_size
+    if size > max(SMALL, INFLATES * there):
+        raise SourceError(
+            f"{path.name} says that it holds more than it can",
+            expected=f"{INFLATES} times its {there} bytes at most",
+            found=f"{size} bytes",
+            fix="the file is damaged; fetch or write it again",
         )
 
 
@@ -183,7 +197,7 @@ def _dated(table: str, path: Path, column: pl.Series, zone: str, form: str | Non
         column = column.cast(pl.String)
     if column.dtype == pl.String:
         column = _parsed(table, path, column.str.strip_chars(), form, offsets)
-    elif column.dtype == pl.Date:
+    if column.dtype == pl.Date:
         column = column.cast(pl.Datetime("us"))
     elif not isinstance(column.dtype, pl.Datetime):
         raise ContractError(
@@ -191,8 +205,9 @@ def _dated(table: str, path: Path, column: pl.Series, zone: str, form: str | Non
             found=f"{column.dtype}: {column.head(3).to_list()}",
             fix="name the column of times, several that make one up ([year, month, day, hour]), or a `time_format`",
         )
+    column = _of_this_age(table, path, column.dt.cast_time_unit("us"))
     if getattr(column.dtype, "time_zone", None) is not None:
-        return column.dt.convert_time_zone("UTC").dt.cast_time_unit("us")
+        return column.dt.convert_time_zone("UTC")
     moments = to_moments(column, zone)
     never = column.filter(moments.is_null() & column.is_not_null()).unique(maintain_order=True)
     if len(never):
@@ -203,6 +218,19 @@ def _dated(table: str, path: Path, column: pl.Series, zone: str, form: str | Non
             fix="if the file's clock knows no summer time, state a fixed zone such as Etc/GMT+8 (which is UTC-8)",
         )
     return moments
+
+
+def _of_this_age(table: str, path: Path, column: pl.Series) -> pl.Series:
+    """Times (microseconds) if calendars can count them; far beyond, even printing one fails."""
+    stamps = column.to_physical()
+    if len(far := stamps.filter((stamps < EARLIEST) | (stamps > LATEST))):
+        raise ContractError(
+            f"{table}: {path.name} holds times beyond the years 1000 to 9000",
+            found=f"{len(far)} of them",
+            offenders=[f"{stamp} microseconds since 1970" for stamp in far.head(MAX_OFFENDERS)],
+            fix="mend them; are they counted in another unit?",
+        )
+    return column
 
 
 # An offset follows a time; at the end of a date, as in 15-01-2013, stands a year.

@@ -67,7 +67,9 @@ def _canonical(table: str, path: Path, frame: pl.DataFrame, scene: Scene) -> pl.
     """With numbers in double precision and UTC times; naive ones are civil in the dataset's zone."""
     # Observations that are dense hold lists over entities instead of naming them.
     keys = ("time",) if pl.List in frame.dtypes else KEYS.get(table, ("entity", "time"))
-    frame = pick(table, path, frame, keys).with_columns(pl.selectors.integer().cast(pl.Float64))
+    frame = pick(table, path, frame, keys)
+    names = [c for c in TEXT if c in frame.columns and frame.schema[c] != pl.String]
+    frame = frame.with_columns(pl.col(names).cast(pl.String), pl.selectors.integer().exclude(names).cast(pl.Float64))
     if "time" in frame.columns:
         frame = frame.with_columns(dated(table, path, frame["time"], scene.zone, None, "keep").alias("time"))
     return frame

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from stfm_pipeline.datasets.formats.base import refuse_bomb
 from stfm_pipeline.errors import SourceError
 
 
@@ -38,40 +39,61 @@ def read_pandas_hdf(path: Path, key: str | None = None) -> tuple[pl.Series | Non
                     fix="name its `key`, or write it as csv, parquet or npz",
                 )
             group = file[name]
-            columns = _labels(group["axis0"])
+            away = [n for n in group if isinstance(group.get(n, getlink=True), h5py.ExternalLink)]
+            if away or isinstance(file.get(name, getlink=True), h5py.ExternalLink):
+                raise _elsewhere(path)
+            columns = _labels(path, group["axis0"])
             blocks = sorted(k for k in group if k.startswith("block") and k.endswith("_values"))
             if any(group[b].dtype.kind not in "fiub" for b in blocks):
                 raise SourceError(f"{path.name} holds columns that are not numbers", fix="write the numbers alone")
-            if len(blocks) == 1 and _labels(group["block0_items"]) == columns:
-                values = group["block0_values"][()]
+            if len(blocks) == 1 and _labels(path, group["block0_items"]) == columns:
+                values = _held(path, group["block0_values"])
             else:
-                values = np.empty((len(group["axis1"]), len(columns)))
+                shape = (len(group["axis1"]), len(columns))
+                refuse_bomb(path, 8 * shape[0] * shape[1])
+                values = np.empty(shape)
                 place = {c: i for i, c in enumerate(columns)}
                 for block in blocks:
-                    items = _labels(group[block.replace("_values", "_items")])
-                    values[:, [place[c] for c in items]] = group[block][()]
-            return _times(group["axis1"]), columns, values
-    except (OSError, KeyError) as error:
+                    items = _labels(path, group[block.replace("_values", "_items")])
+                    values[:, [place[c] for c in items]] = _held(path, group[block])
+            return _times(path, group["axis1"]), columns, values
+    except (OSError, KeyError, AttributeError, TypeError, ValueError, RuntimeError, MemoryError) as error:
         raise SourceError(
             f"{path.name} cannot be read as a frame in HDF5",
-            found=str(error).splitlines()[0],
+            found=(str(error) or type(error).__name__).splitlines()[0],
             fix="write it again with pandas' to_hdf(format='fixed'), or as csv or parquet",
         ) from error
 
 
-def _labels(axis: Any) -> list[str]:
+def _held(path: Path, data: Any) -> Any:
+    """All of a dataset. One without bytes is filled with zeros however large it says it is."""
+    if data.external or data.is_virtual:
+        raise _elsewhere(path)
+    refuse_bomb(path, data.nbytes)
+    return data[()]
+
+
+def _elsewhere(path: Path) -> SourceError:
+    return SourceError(
+        f"{path.name} takes its values from other files",
+        expected="a file that holds them itself",
+        fix="copy them into it",
+    )
+
+
+def _labels(path: Path, axis: Any) -> list[str]:
     if axis.dtype.kind == "O" or "pseudoatom" in axis.attrs or axis.attrs.get("CLASS") == b"VLARRAY":
         raise SourceError("the names of the columns are stored as a pickle", fix="write the frame as csv or parquet")
-    return [v.decode() if isinstance(v, bytes) else str(v) for v in axis[()].tolist()]
+    return [v.decode() if isinstance(v, bytes) else str(v) for v in _held(path, axis).tolist()]
 
 
-def _times(axis: Any) -> pl.Series | None:
+def _times(path: Path, axis: Any) -> pl.Series | None:
     kind = axis.attrs.get("kind", b"")
     kind = kind.decode() if isinstance(kind, bytes) else str(kind)
     if not kind.startswith("datetime64"):
         return None
     unit = kind[11:-1] if "[" in kind else "ns"
-    stamps = pl.Series("time", axis[()].astype(f"datetime64[{unit}]").astype("datetime64[us]"))
+    stamps = pl.Series("time", _held(path, axis).astype(f"datetime64[{unit}]").astype("datetime64[us]"))
     zone = axis.attrs.get("tz")
     if zone is None:
         return stamps

@@ -28,6 +28,7 @@ from stfm_pipeline.datasets.formats.base import (
     open_frame,
     open_lazily,
     pick,
+    refuse_bomb,
 )
 from stfm_pipeline.datasets.formats.cells import Cells
 from stfm_pipeline.datasets.formats.hdf import is_hdf, read_pandas_hdf
@@ -188,12 +189,13 @@ def _load(path: Path, key: str | None) -> NDArray[Any]:
                 key = names[0]
             if key not in names:
                 raise SourceError(f"{path.name} holds no array '{key}'", found=", ".join(names), fix="name the `key`")
+            refuse_bomb(path, sum(i.file_size for i in found.zip.infolist() if i.filename in (key, f"{key}.npy")))
             return np.asarray(found[key])
-    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, OSError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise SourceError(
             f"{path.name} is not an array file that can be read safely",
             expected="npz or npy of numbers",
-            found=str(error).splitlines()[0],
+            found=(str(error) or type(error).__name__).splitlines()[0],
             fix="save it with np.savez from plain numeric arrays",
         ) from error
 
