@@ -8,7 +8,7 @@ the previous stage whole.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +21,9 @@ import polars as pl
 
 from stfm_pipeline.digest import Blocks, data_version
 from stfm_pipeline.errors import StfmError, UsageError
+from stfm_pipeline.large import Chunks, Table, is_large, rows_at_once
 from stfm_pipeline.points import reached
-from stfm_pipeline.stage import NEVER, Chunks, Tail
+from stfm_pipeline.stage import NEVER, Tail
 
 if TYPE_CHECKING:
     import duckdb
@@ -36,7 +37,7 @@ FILES_OF_A_TABLE = 32
 _TAKEN = {"information_schema", "memory", "pg_catalog", "system", "temp"}
 
 
-Tables = Mapping[str, pl.DataFrame | Chunks | Tail]
+Tables = Mapping[str, Table | Tail]
 
 
 class GoneError(StfmError):
@@ -48,6 +49,7 @@ class Stage:
     """One published state of a stage: which version of which table, what it was made from, and its facts.
 
     `blocks` are the tables' digests. With `since`, rows before that time are as in the version before, in every table.
+    `cost` is what making it took, where that was measured: `seconds`, and the process's `peak_mb` by then.
     """
 
     dataset: str
@@ -60,6 +62,7 @@ class Stage:
     published_at: str
     blocks: dict[str, Blocks]
     since: datetime | None
+    cost: dict[str, float]
     version: int
 
 
@@ -91,6 +94,7 @@ class Lake:
         facts: dict[str, Any],
         inputs: dict[str, str],
         since: datetime | None = None,
+        cost: Callable[[], dict[str, float]] = dict,
     ) -> Stage:
         """Write every table, then commit the manifest row that makes them the current state of the stage.
 
@@ -116,6 +120,7 @@ class Lake:
             "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "blocks": json.dumps({n: b.to_json() for n, b in digests.items()}),
             "since": since.isoformat() if since is not None else None,
+            "cost": json.dumps(cost()),
         }
         frame = pl.DataFrame([row], schema_overrides={"since": pl.String})
         path, rows = self._path(dataset, stage, MANIFEST), 0
@@ -168,8 +173,8 @@ class Lake:
         for frame in Blocks.beside(table.frames(), blocks):
             version = self._write(path, frame, "append" if row else "overwrite", row)
             row += len(frame)
-        if row != table.rows:
-            raise StfmError("a table did not come whole", expected=f"{table.rows} rows", found=f"{row}")
+        if row != len(table):
+            raise StfmError("a table did not come whole", expected=f"{len(table)} rows", found=f"{row}")
         return version, blocks[0]
 
     def _write(
@@ -278,6 +283,25 @@ class Lake:
             )
         with _there(stage):
             return self._load(self._path(stage.dataset, stage.name, table), stage.tables[table])
+
+    def table(self, stage: Stage, table: str) -> Table:
+        """The same, a few rows at a time where it is too large to hold."""
+        first = self.read_rows(stage, table, 0, 1)
+        width = sum(int(n or 0) for n in first.select(pl.selectors.list().list.len()).row(0)) if len(first) else 0
+        rows = stage.blocks[table].rows if table in stage.blocks else 0
+        if "time" not in first.columns or not is_large((rows, width)):
+            return self.read(stage, table)
+        size = rows_at_once(width)
+
+        def frames() -> Iterator[pl.DataFrame]:
+            yield from (self.read_rows(stage, table, i, i + size) for i in range(0, rows, size))
+
+        return Chunks(self._column(stage, table, "time"), first.columns, frames)
+
+    def _column(self, stage: Stage, table: str, column: str) -> pl.Series:
+        source = self._table(self._path(stage.dataset, stage.name, table), stage.tables[table])
+        with _there(stage):
+            return pl.scan_delta(source, storage_options=self.options).select(ROW, column).collect().sort(ROW)[column]
 
     def as_made_of(self, dataset: str, stage: str, version: str) -> Stage | None:
         """The latest state of a stage with this data version."""
@@ -418,6 +442,7 @@ def _stages(dataset: str, stage: str, rows: pl.DataFrame, first: int) -> list[St
         decoded = {k: json.loads(row[k]) for k in ("tables", "facts", "inputs")}
         blocks = {n: Blocks.from_json(b) for n, b in json.loads(row.get("blocks") or "{}").items()}
         since = datetime.fromisoformat(row["since"]) if row.get("since") else None
+        cost = json.loads(row.get("cost") or "{}")
         plain = {k: row[k] for k in ("fingerprint", "data_version", "published_at")}
-        found.append(Stage(dataset, stage, **plain, **decoded, blocks=blocks, since=since, version=i))
+        found.append(Stage(dataset, stage, **plain, **decoded, blocks=blocks, since=since, cost=cost, version=i))
     return found

@@ -15,6 +15,7 @@ from stfm_pipeline.digest import data_version
 from stfm_pipeline.errors import ContractError, StfmError
 from stfm_pipeline.fingerprint import code_version, fingerprint
 from stfm_pipeline.lake import GoneError, Lake, Stage
+from stfm_pipeline.memory import peak_mb
 from stfm_pipeline.parts import digest, landed
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.splits import ask_for_new_split
@@ -123,7 +124,13 @@ def _materialize(name: str, stage: str, lake: Lake, settings: Settings, force: b
         log.error("%s %s: not published, failed checks: %s", name, stage, ", ".join(failed))
         return Outcome(None, False, result.checks, time.perf_counter() - began)
     since = result.since if isinstance(result, Extension) else None
-    new = lake.publish(name, stage, result.tables, fingerprint=mark, facts=result.facts, inputs=inputs, since=since)
+
+    def cost() -> dict[str, float]:
+        return {"seconds": round(time.perf_counter() - began, 3), "peak_mb": round(peak_mb(), 1)}
+
+    new = lake.publish(
+        name, stage, result.tables, fingerprint=mark, facts=result.facts, inputs=inputs, since=since, cost=cost
+    )
     seconds = time.perf_counter() - began
     which = (
         "" if since is None else f", what is new from {since:%Y-%m-%dT%H:%MZ} on" if since < NEVER else ", as it was"

@@ -143,8 +143,15 @@ def fetch(
 def is_cached(source: PypiSource | HttpSource | LocalSource, settings: Settings) -> bool:
     """Whether `fetch` would need nothing from outside."""
     if isinstance(source, LocalSource):
-        return source.optional or _local_path(source, settings).is_file()
+        return source.optional or at_hand(source, settings)
     return _cached(_folder(source, settings)) is not None
+
+
+def at_hand(source: LocalSource, settings: Settings) -> bool:
+    """Whether a local file is there."""
+    path = _local_path(source, settings)
+    # Which folder a command runs in says nothing about where its data is.
+    return path.is_absolute() and path.is_file()
 
 
 def estimate(source: PypiSource | HttpSource | LocalSource) -> int:
@@ -238,8 +245,7 @@ def _local_path(source: LocalSource, settings: Settings) -> Path:
 
 def _local(source: LocalSource, settings: Settings) -> Path | None:
     path = _local_path(source, settings)
-    # Which folder a command runs in says nothing about where its data is.
-    if not path.is_absolute() or not path.is_file():
+    if not at_hand(source, settings):
         if source.optional:
             return None
         others = ", ".join(p.name for p in source.aliases)
@@ -258,8 +264,8 @@ def _local(source: LocalSource, settings: Settings) -> Path | None:
 
 
 def _obtain(source: PypiSource | HttpSource, settings: Settings, scratch: Path, progress: bool) -> Path:
-    if (at_hand := _at_hand(source, settings)) is not None:
-        return at_hand
+    if (found := _at_hand(source, settings)) is not None:
+        return found
     if settings.offline:
         raise SourceError(
             f"{_label(source)} is not at hand and STFM_OFFLINE is set",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import polars as pl
 
+from stfm_pipeline.large import Table, whole
 from stfm_pipeline.tables import Check
 
 NEVER = datetime.max.replace(tzinfo=UTC)
@@ -24,29 +25,6 @@ class Tail:
     @property
     def rows(self) -> int:
         return self.first + len(self.frame)
-
-
-@dataclass(frozen=True)
-class Chunks:
-    """A table too large to hold: `frames` gives its rows a few at a time, the same ones whenever it is called.
-
-    `times` is its column `time` (all of it), where it has one.
-    """
-
-    rows: int
-    frames: Callable[[], Iterator[pl.DataFrame]]
-    times: pl.Series | None = None
-
-    def __len__(self) -> int:
-        return self.rows
-
-
-Table = pl.DataFrame | Chunks
-
-
-def whole(table: Table) -> pl.DataFrame:
-    """A table as one frame."""
-    return table if isinstance(table, pl.DataFrame) else pl.concat(table.frames())
 
 
 @dataclass(frozen=True)

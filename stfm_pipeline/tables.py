@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, cast
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -16,6 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from stfm_pipeline.errors import MAX_OFFENDERS, ContractError
+from stfm_pipeline.large import Chunks, Table, is_large, passes, release, room
 
 UTC = pl.Datetime("us", "UTC")
 ROWS_AT_ONCE = 512
@@ -307,28 +309,48 @@ class Signal:
     def step_us(self) -> int:
         return int((self.times[1] - self.times[0]).astype(np.int64)) if len(self.times) > 1 else 0
 
-    def to_frame(self) -> pl.DataFrame:
+    def to_frame(self, rows: slice = slice(None)) -> pl.DataFrame:
         """One row per step: `time`, `values` and `observed` as lists over entities x channels."""
-        t = len(self.times)
+        times, values, observed = self.times[rows], self.values[rows], self.observed[rows]
+        t = len(times)
         return pl.DataFrame(
             {
-                "time": pl.Series(self.times).cast(pl.Datetime("us")).dt.replace_time_zone("UTC"),
-                "values": pl.Series(self.values.reshape(t, -1)).cast(pl.List(pl.Float32)),
-                "observed": pl.Series(self.observed.reshape(t, -1)).cast(pl.List(pl.Boolean)),
+                "time": pl.Series(times).cast(pl.Datetime("us")).dt.replace_time_zone("UTC"),
+                "values": pl.Series(values.reshape(t, -1)).cast(pl.List(pl.Float32)),
+                "observed": pl.Series(observed.reshape(t, -1)).cast(pl.List(pl.Boolean)),
             }
         )
 
+    def to_table(self) -> Table:
+        """The same, a few rows at a time where it is too large to hold twice."""
+        if not is_large(self.values.shape):
+            return self.to_frame()
+        parts = partial(passes, len(self.times), self.values[0].size, self.values, self.observed)
+        times = pl.Series(self.times).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+        return Chunks(times, ["time", "values", "observed"], lambda: map(self.to_frame, parts()))
+
     @classmethod
-    def from_frame(cls, frame: pl.DataFrame, entities: Sequence[str], channels: Sequence[str]) -> Signal:
+    def from_frame(cls, frame: Table, entities: Sequence[str], channels: Sequence[str]) -> Signal:
+        """The signal of a published table; a large one lies in a file."""
         shape = (len(frame), len(entities), len(channels))
-        width = shape[1] * shape[2]
-        return cls(
-            times=times_of(frame["time"]),
-            entities=tuple(entities),
-            channels=tuple(channels),
-            values=frame["values"].list.to_array(width).to_numpy().reshape(shape),
-            observed=frame["observed"].list.to_array(width).to_numpy().reshape(shape),
-        )
+        if isinstance(frame, pl.DataFrame):
+            stamps = times_of(frame["time"])
+            values, observed = (_cells(frame[c], shape) for c in ("values", "observed"))
+        else:
+            stamps, done = times_of(frame.times), 0
+            values, observed = room(shape, np.float32), room(shape, np.bool_)
+            for part in frame.frames():
+                rows = slice(done, done + len(part))
+                values[rows], observed[rows] = (
+                    _cells(part[c], (len(part), *shape[1:])) for c in ("values", "observed")
+                )
+                done = rows.stop
+                release(values, observed)
+        return cls(stamps, tuple(entities), tuple(channels), values, observed)
+
+
+def _cells(column: pl.Series, shape: tuple[int, int, int]) -> NDArray[Any]:
+    return np.asarray(column.list.to_array(shape[1] * shape[2]).to_numpy().reshape(shape))
 
 
 def times_of(column: pl.Series) -> NDArray[np.datetime64]:

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stfm_pipeline.errors import StfmError, UsageError
+from stfm_pipeline.memory import peak_mb
 from stfm_pipeline.systems.spec import System, Training
 from stfm_pipeline.tasks.forecasting import check_forecast, forecast_of, hide, masked_loss
 from stfm_pipeline.windows import Panel, Window, drop_side_information
@@ -307,7 +308,7 @@ def fit(
         if rule is None:
             module.fit(panel)  # type: ignore[operator]
             module.eval()
-            return Fitted(module, time.perf_counter() - began, _peak_mb(), 0, [], float("nan"))
+            return Fitted(module, time.perf_counter() - began, peak_mb(), 0, [], float("nan"))
         if weights is not None:
             with torch.no_grad():
                 for name, parameter in module.named_parameters():
@@ -316,7 +317,7 @@ def fit(
         chosen = pick_precision(precision, rule.precision, device)
         curve, val = _drive(system, module, panel, budget, rule, seed, device, chosen, work, report, progress)
     module.eval()
-    return Fitted(module, time.perf_counter() - began, _peak_mb(), len(curve), curve, val, chosen)
+    return Fitted(module, time.perf_counter() - began, peak_mb(), len(curve), curve, val, chosen)
 
 
 def misfit(module: nn.Module, weights: Mapping[str, Tensor]) -> str | None:
@@ -394,10 +395,3 @@ def _drive(
     if work is None:
         shutil.rmtree(folder, ignore_errors=True)
     return curve.rows, float(keep.best_model_score) if keep.best_model_score is not None else float("nan")
-
-
-def _peak_mb() -> float:
-    import resource
-
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used / (1024 if sys.platform != "darwin" else 1024 * 1024)

@@ -24,11 +24,13 @@ from stfm_pipeline.datasets.catalog import get_dataset
 from stfm_pipeline.datasets.spec import Part
 from stfm_pipeline.errors import StfmError
 from stfm_pipeline.fingerprint import code_version, fingerprint
+from stfm_pipeline.large import passes, release, room
 
 if TYPE_CHECKING:
     import polars as pl
 
     from stfm_pipeline.lake import Lake
+    from stfm_pipeline.tables import Signal
 
 CODE = (__name__, "stfm_pipeline.tables", "stfm_pipeline.harmonize.scaler")
 CALENDAR = ("tod", "dow", "holiday")
@@ -275,12 +277,12 @@ def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:
     if entity_hash(names) != stages["harmonized"].facts["entity_hash"]:
         raise StfmError(f"the entity index of '{name}' does not match the hash it was published with")
     channels = stages["harmonized"].facts["channels"]
-    signal = Signal.from_frame(read("harmonized", "signal"), names, channels)
+    signal = Signal.from_frame(lake.table(stages["harmonized"], "signal"), names, channels)
     n, c = len(names), len(channels)
     mean, std = scaler.arrays(read("harmonized", "scaler"), n, c)
     out: dict[str, np.ndarray[Any, Any]] = {
         "times": signal.times.astype(np.int64),
-        "values": standardize(signal.values, signal.observed, mean, std),
+        "values": _standardized(signal, mean, std),
         "observed": signal.observed,
         "seen": np.asarray(signal.observed.any(axis=(1, 2))),
         "mean": mean,
@@ -292,9 +294,9 @@ def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:
         columns = dense.get(side, [])
         shape = (len(signal.times), n, len(columns))
         if columns:
-            block = Signal.from_frame(read("enriched", side), names, columns)
+            block = Signal.from_frame(lake.table(stages["enriched"], side), names, columns)
             side_mean, side_std = scaler.arrays(read("enriched", f"{side}_scaler"), n, len(columns))
-            out[side] = standardize(block.values, block.observed, side_mean, side_std)
+            out[side] = _standardized(block, side_mean, side_std)
             out[f"{side}_observed"] = block.observed
             out[f"{side}_mean"], out[f"{side}_std"] = side_mean, side_std
         else:
@@ -332,6 +334,7 @@ def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:
     scratch = Path(tempfile.mkdtemp(prefix=".build-", dir=folder.parent))
     for key, array in out.items():
         np.save(scratch / f"{key}.npy", np.ascontiguousarray(array), allow_pickle=False)
+        release(array)
     (scratch / "facts.json").write_text(json.dumps(facts))
     try:
         os.replace(scratch, folder)
@@ -339,6 +342,14 @@ def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
         if not folder.is_dir():
             raise
+
+
+def _standardized(signal: Signal, mean: Any, std: Any) -> Any:
+    values, observed = signal.values, signal.observed
+    out = room(values.shape, np.float32)
+    for part in passes(len(values), values[0].size, values, observed, out):
+        out[part] = standardize(values[part], observed[part], mean, std)
+    return out
 
 
 def standardize(values: Any, observed: Any, mean: Any, std: Any) -> Any:

@@ -6,17 +6,22 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
+from fixtures.synthetic import make_dataset
 from typer.testing import CliRunner
 
-from stfm_pipeline import launch
+from stfm_pipeline import launch, road
 from stfm_pipeline.cli import app
+from stfm_pipeline.datasets import catalog
+from stfm_pipeline.datasets.spec import Dataset, RawTables
 from stfm_pipeline.errors import StfmError
 from stfm_pipeline.lake import Lake
 from stfm_pipeline.settings import Settings
+from stfm_pipeline.sources import LocalSource
 
 ROOT = Path(__file__).parents[1]
 
@@ -164,3 +169,37 @@ def test_a_broken_promise_is_exit_code_1_without_a_word_about_it(
     assert done.exit_code == 1
     assert "BROKEN" in done.output
     assert "Exit" not in done.output
+
+
+def test_a_kind_goes_down_the_road_and_one_that_fails_stops_no_other(
+    add_dataset: Callable[[Dataset], Dataset], lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(files: dict[str, Path]) -> RawTables:
+        raise StfmError("the reader breaks")
+
+    absent = LocalSource(path=Path("nowhere.csv"))
+    add_dataset(make_dataset("a-first"))
+    add_dataset(make_dataset("b-breaks").model_copy(update={"read": breaks}))
+    add_dataset(make_dataset("c-absent", sources=(absent,)))
+    add_dataset(make_dataset("d-last"))
+    monkeypatch.setattr(catalog, "_built_in", dict)
+
+    def in_this_process(name: str, stages: list[str], *rest: object) -> None:
+        for stage in stages:
+            assert road.materialize(name, stage, lake, settings).stage is not None
+
+    monkeypatch.setattr(launch, "materialize", in_this_process)
+    code, out = invoke("run", "--kind", "graph", "--until", "harmonized", "--json")
+    found = json.loads(out)
+    assert code == 1
+    assert list(found["failed"]) == ["b-breaks"]
+    assert found["absent"] == {"c-absent": ["nowhere.csv"]}
+    assert [r["dataset"] for r in found["results"]] == ["a-first", "d-last"]
+    raw, harmonized = found["results"][0]["stages"]
+    assert harmonized["in"] == raw["out"] == sum(raw["rows"].values())
+    assert all(s["ran"] and s["seconds"] > 0 and s["peak_mb"] > 50 for s in (raw, harmonized))
+    code, out = invoke("run", "a-first", "--until", "harmonized")
+    assert code == 0
+    assert out.count("nothing to do") == 2
+    code, out = invoke("run", "--kind", "video", "--until", "raw")
+    assert code == 2

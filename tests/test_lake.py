@@ -11,10 +11,12 @@ import polars as pl
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
+from stfm_pipeline import large
 from stfm_pipeline.digest import data_version
 from stfm_pipeline.errors import StfmError, UsageError
 from stfm_pipeline.lake import Lake, Stage
-from stfm_pipeline.stage import NEVER, Chunks, Tail
+from stfm_pipeline.large import Chunks
+from stfm_pipeline.stage import NEVER, Tail
 from stfm_pipeline.tables import Signal
 
 
@@ -288,16 +290,21 @@ def test_a_manifest_of_before_there_were_tails_goes_on(lake: Lake) -> None:
     assert lake.read(lake.require("d", "s"), "t")["x"].to_list() == [0, 1, 2, 3]
 
 
+TIMES = pl.datetime_range(datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 1, 31, tzinfo=UTC), "1h", eager=True)
+
+
 def frames(rows: int, at_once: int) -> Iterator[pl.DataFrame]:
     for i in range(0, rows, at_once):
         n = min(at_once, rows - i)
         cells = np.arange(i * 5_000, (i + n) * 5_000, dtype=np.float32).reshape(n, 5_000)
-        yield pl.DataFrame({"i": np.arange(i, i + n), "values": pl.Series(cells).cast(pl.List(pl.Float32))})
+        yield pl.DataFrame(
+            {"time": TIMES[i : i + n], "i": np.arange(i, i + n), "values": pl.Series(cells).cast(pl.List(pl.Float32))}
+        )
 
 
 @pytest.mark.parametrize("at_once", [1, 37, 200])
 def test_a_table_that_comes_in_chunks_is_the_one_that_comes_whole(lake: Lake, at_once: int) -> None:
-    chunks = Chunks(200, lambda: frames(200, at_once))
+    chunks = Chunks(TIMES[:200], ["time", "i", "values"], lambda: frames(200, at_once))
     said = [
         lake.publish("d", "raw", {"t": table}, fingerprint="f", facts={}, inputs={})
         for table in (chunks, pl.concat(frames(200, 200)))
@@ -317,8 +324,34 @@ def test_a_table_that_breaks_off_in_the_middle_leaves_the_old_one(lake: Lake) ->
         yield from frames(20, 10)
         raise OSError("the file ends here")
 
-    for table, error in ((Chunks(40, broken), OSError), (Chunks(41, lambda: frames(40, 10)), StfmError)):
+    for rows, parts, error in ((40, broken, OSError), (41, lambda: frames(40, 10), StfmError)):
+        table = Chunks(TIMES[:rows], ["time", "i", "values"], parts)
         with pytest.raises(error):
             lake.publish("d", "raw", {"t": table}, fingerprint="g", facts={}, inputs={})
         assert lake.stage("d", "raw") == old
         assert lake.read(old, "t").equals(pl.concat(frames(50, 50)))
+
+
+def test_a_large_table_is_read_in_chunks_and_a_signal_of_it_lies_in_a_file(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(300, 40, 2)).astype(np.float32)
+    observed = rng.random(values.shape) < 0.8
+    times = np.datetime64("2024-01-01", "us") + np.arange(300) * np.timedelta64(3_600_000_000, "us")
+    names = tuple(f"s{i}" for i in range(40))
+    signal = Signal(times, names, ("a", "b"), np.where(observed, values, 0), observed)
+    small = lake.publish("d", "raw", {"signal": signal.to_table()}, fingerprint="f", facts={}, inputs={})
+    monkeypatch.setattr(large, "LARGE", 1000)
+    monkeypatch.setattr(large, "CELLS_OF_A_PASS", 80 * 70)
+    table = signal.to_table()
+    assert isinstance(table, Chunks)
+    stage = lake.publish("d", "raw", {"signal": table}, fingerprint="f", facts={}, inputs={})
+    assert stage.data_version == small.data_version
+    found = lake.table(stage, "signal")
+    assert isinstance(found, Chunks)
+    assert [len(f) for f in found.frames()] == [35] * 8 + [20]
+    again = Signal.from_frame(found, names, ("a", "b"))
+    assert isinstance(again.values, np.memmap)
+    for name in ("times", "values", "observed"):
+        assert np.array_equal(getattr(again, name), getattr(signal, name))

@@ -12,10 +12,12 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from stfm_pipeline import datasets as package
-from stfm_pipeline.datasets.spec import Dataset, check_name
+from stfm_pipeline.datasets.spec import Dataset, DatasetSpec, check_name
 from stfm_pipeline.datasets.yaml_file import SpecError, load_yaml
 from stfm_pipeline.errors import UsageError
+from stfm_pipeline.parts import members
 from stfm_pipeline.settings import Settings
+from stfm_pipeline.sources import LocalSource, at_hand
 
 _NOT_DATASETS = {"spec", "catalog", "formats", "yaml_file", "export", "landed"}
 _registered: dict[str, Dataset] = {}
@@ -131,6 +133,21 @@ def _built_in() -> dict[str, Dataset]:
         dataset = load_yaml(path, beside=False)
         found[dataset.spec.name] = dataset
     return found
+
+
+def lacking(spec: DatasetSpec, settings: Settings) -> list[str]:
+    """Files of a dataset that nobody but the user can bring, and that are not there."""
+    there: dict[str, Path] = {}
+    absent = []
+    for source in spec.sources:
+        if not isinstance(source, LocalSource):
+            there |= dict.fromkeys(members(source), Path())
+        elif at_hand(source, settings):
+            there[source.key] = Path()
+        elif not source.optional:
+            absent.append(source.key)
+    needed = {t: spec.tables[t] for t in ("observations", *(j.table for j in spec.joins)) if t in spec.tables}
+    return absent or [n for form in needed.values() if not form.ready(there) for n in form.names() if n not in there]
 
 
 def get_dataset(name: str) -> Dataset:
