@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from stfm_pipeline.datasets.catalog import get_dataset
 from stfm_pipeline.datasets.spec import Channel, Dataset, Facts, Split
 from stfm_pipeline.lake import Lake, Stage, Tables
+from stfm_pipeline.large import Chunks, whole
 from stfm_pipeline.settings import Settings
-from stfm_pipeline.stage import Chunks, Tail, whole
+from stfm_pipeline.stage import Tail
 from stfm_pipeline.steps import STEPS
 from stfm_pipeline.tables import dense_observations, dense_rows, dense_values, is_dense, step_us
 
@@ -74,8 +75,9 @@ class Held(Lake):
         self.held: dict[str, tuple[Stage, Tables]] = {}
 
     def put(self, dataset: str, name: str, tables: Tables, facts: dict[str, Any]) -> None:
-        stage = Stage(dataset, name, "", "", dict.fromkeys(tables, 0), facts, {}, "", {}, None, 0)
-        self.held[name] = stage, tables
+        unsaid: dict[str, Any] = dict.fromkeys(("fingerprint", "data_version", "published_at"), "")
+        unsaid |= {"inputs": {}, "blocks": {}, "since": None, "cost": {}, "version": 0}
+        self.held[name] = Stage(dataset, name, tables=dict.fromkeys(tables, 0), facts=facts, **unsaid), tables
 
     def stage(self, dataset: str, stage: str) -> Stage | None:
         return self.held[stage][0] if stage in self.held else None

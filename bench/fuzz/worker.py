@@ -59,7 +59,8 @@ def left(home: Path, done: list[str]) -> list[str]:
     lake = home / "lake" / NAME
     found = [f"lake: {p.name}" for p in lake.glob("*") if p.name not in done]
     found += [str(p.relative_to(home)) for p in home.rglob("*") if p.name.startswith((".", "tmp")) and p.is_dir()]
-    known = {"datasets", "lake", "locks"}
+    found += [str(p.relative_to(home)) for p in home.glob("cache/**/*") if p.is_file()]
+    known = {"datasets", "lake", "locks", "cache"}
     return found + [p.name for p in home.iterdir() if p.name not in known]
 
 
