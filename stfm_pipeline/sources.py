@@ -148,10 +148,10 @@ def is_cached(source: PypiSource | HttpSource | LocalSource, settings: Settings)
 
 
 def at_hand(source: LocalSource, settings: Settings) -> bool:
-    """Whether a local file is there."""
+    """Whether a local file, or the folder that a Zarr store is, is there."""
     path = _local_path(source, settings)
     # Which folder a command runs in says nothing about where its data is.
-    return path.is_absolute() and path.is_file()
+    return path.is_absolute() and _is_there(path)
 
 
 def estimate(source: PypiSource | HttpSource | LocalSource) -> int:
@@ -161,8 +161,17 @@ def estimate(source: PypiSource | HttpSource | LocalSource) -> int:
     return source.size + (source.unpacked if isinstance(source, PypiSource) else source.size)
 
 
+def _is_there(path: Path) -> bool:
+    """A file, or the folder that a Zarr store is."""
+    return path.is_file() or (path.suffix == ".zarr" and path.is_dir())
+
+
 def file_hash(path: Path) -> str:
-    """sha256 of a file in hexadecimal."""
+    """sha256 of a file in hexadecimal; of a folder, that of the names and hashes of its files."""
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        listing = "".join(f"{p.relative_to(path).as_posix()}\x00{file_hash(p)}\x00" for p in files)
+        return hashlib.sha256(listing.encode()).hexdigest()
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -218,7 +227,7 @@ def identity(source: PypiSource | HttpSource | LocalSource, settings: Settings) 
         facts = {
             "kind": "local",
             "name": source.key,
-            "sha256": _hash_now(path) if path.is_absolute() and path.is_file() else None,
+            "sha256": _hash_now(path) if path.is_absolute() and _is_there(path) else None,
         }
     return facts
 
@@ -226,8 +235,9 @@ def identity(source: PypiSource | HttpSource | LocalSource, settings: Settings) 
 def _hash_now(path: Path) -> str:
     """Hash of a file as it is: asked for several times in a run, and taken anew only after the file has changed."""
     found = path.stat()
-    if time.time_ns() - found.st_mtime_ns < 1_000_000_000:
-        # A file system's clock is too coarse to tell two writes in quick succession apart.
+    if path.is_dir() or time.time_ns() - found.st_mtime_ns < 1_000_000_000:
+        # A folder's time says nothing of its files, and a file system's clock is too coarse to tell two writes in quick
+        # succession apart.
         return file_hash(path)
     return _hash_of_state(path, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
@@ -240,7 +250,7 @@ def _hash_of_state(path: Path, *state: int) -> str:
 def _local_path(source: LocalSource, settings: Settings) -> Path:
     known = [p.expanduser() for p in (source.path, *source.aliases)]
     paths = [settings.data.absolute() / p for p in known] if settings.data else [p for p in known if p.is_absolute()]
-    return next((p for p in paths if p.is_file()), (paths or known)[0])
+    return next((p for p in paths if _is_there(p)), (paths or known)[0])
 
 
 def _local(source: LocalSource, settings: Settings) -> Path | None:

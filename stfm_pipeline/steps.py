@@ -297,7 +297,7 @@ def _raw_config(spec: DatasetSpec) -> Any:
     """A file at hand counts by its bytes, wherever it lies; how tables are read depends on the step."""
     sources = [identity(s, Settings()) for s in spec.sources]
     read = [spec.model_dump(mode="json")["tables"], spec.harmonize.step] if spec.tables else []
-    return [_pick("name", "channels", "zone", "licence", "end")(spec), sources, read]
+    return [_pick("name", "channels", "zone", "region", "licence", "end")(spec), sources, read]
 
 
 def _harmonized_config(spec: DatasetSpec) -> Any:

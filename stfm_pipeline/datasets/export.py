@@ -20,6 +20,7 @@ SECTIONS = (
     "channels",
     "zone",
     "country",
+    "region",
     "seasons",
     "harmonize",
     "split",

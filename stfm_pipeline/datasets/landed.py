@@ -15,7 +15,6 @@ import numpy as np
 import polars as pl
 
 from stfm_pipeline.datasets.formats import FirstOf, read_tables
-from stfm_pipeline.datasets.formats.base import Scene
 from stfm_pipeline.datasets.spec import Dataset, RawTables
 from stfm_pipeline.errors import ContractError, UsageError
 from stfm_pipeline.lake import Lake, Stage
@@ -72,7 +71,7 @@ def piece(dataset: Dataset, files: dict[str, Path], part: Part, known: list[str]
     beside = {
         n: files[n] for form in own.values() for n in form.names() if n in files and n == getattr(form, "ids", "")
     }
-    scene = Scene(spec.channel_names, spec.zone, spec.harmonize.step)
+    scene = spec.scene()
     if "observations" not in own:
         scene.entities.extend(known)
     found = read_tables(own, beside | {part.member: part.path}, scene)

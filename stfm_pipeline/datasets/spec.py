@@ -16,7 +16,7 @@ import polars as pl
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from stfm_pipeline.datasets.formats import Table
-from stfm_pipeline.datasets.formats.base import Model, Moment, Real, Whole
+from stfm_pipeline.datasets.formats.base import Box, Model, Moment, Real, Scene, Whole, check_box
 from stfm_pipeline.errors import StfmError, UsageError
 from stfm_pipeline.sources import Source
 from stfm_pipeline.tables import DAY_US, is_zone, leaves_utc, step_us
@@ -269,7 +269,7 @@ class DatasetSpec(Model):
     `tables` says how each raw table is read; a dataset with a `read` function of its own has none. Without `seasons`,
     a day and a week are the candidates. With `end`, the archive counts only for what was known by then: what follows
     lands (docs/new-data.md), and the clock ends with it. `retrain_after` is how much more of it asks for a retraining;
-    without it, the longest season.
+    without it, the longest season. `region` (west, south, east, north in degrees) is where all entities must lie.
     """
 
     name: Annotated[str, AfterValidator(check_name)]
@@ -285,6 +285,7 @@ class DatasetSpec(Model):
     channels: tuple[Channel, ...] = Field(min_length=1)
     zone: Zone
     country: str | None = None
+    region: Annotated[Box, AfterValidator(check_box)] | None = None
     seasons: Annotated[tuple[Whole, ...], AfterValidator(_check_seasons)] = Field(
         default=(), description="candidate seasonal periods in steps, shortest first"
     )
@@ -330,6 +331,11 @@ class DatasetSpec(Model):
     @property
     def channel_names(self) -> tuple[str, ...]:
         return tuple(c.name for c in self.channels)
+
+    def scene(self) -> Scene:
+        """What readers of its tables need to know."""
+        units = {c.name: c.unit for c in self.channels}
+        return Scene(self.channel_names, self.zone, self.harmonize.step, units=units)
 
 
 RawTables = dict[str, pl.DataFrame]

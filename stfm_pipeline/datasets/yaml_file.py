@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from stfm_pipeline.datasets.formats import FirstOf, Table, read_tables
-from stfm_pipeline.datasets.formats.base import Form, Scene
+from stfm_pipeline.datasets.formats.base import Form
 from stfm_pipeline.datasets.formats.canonical import TEXT
 from stfm_pipeline.datasets.spec import Dataset, DatasetSpec, RawTables, check_name
 from stfm_pipeline.errors import SourceError, UsageError
@@ -105,7 +105,7 @@ def read(spec: DatasetSpec, files: dict[str, Path], every: bool = False) -> RawT
             expected=f"one of: {', '.join(spec.tables[lacking[0]].names())}",
             fix="put one of them beside the YAML file, or correct its name",
         )
-    return read_tables(spec.tables, files, Scene(spec.channel_names, spec.zone, spec.harmonize.step))
+    return read_tables(spec.tables, files, spec.scene())
 
 
 def _parse(path: Path) -> tuple[dict[str, Any], dict[Path_, int]]:
@@ -212,7 +212,7 @@ def _explain(error: Any, lines: dict[Path_, int], data: Any) -> tuple[int, str]:
     if error["type"] == "extra_forbidden":
         *above, key = where
         known = _fields(error["loc"][:-1])
-        near = get_close_matches(str(key), known, n=1, cutoff=0.55)
+        near = get_close_matches(str(key), known, n=1, cutoff=0.6)
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
         place = _dotted(tuple(above))
         return line, f"unknown key '{key}'{f' in {place}' if place else ''}; {hint}"

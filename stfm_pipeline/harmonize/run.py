@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from stfm_pipeline.datasets.formats.base import Box, in_box
 from stfm_pipeline.datasets.spec import Channel, DatasetSpec, Harmonize
 from stfm_pipeline.errors import ContractError
 from stfm_pipeline.harmonize import scaler, split
@@ -59,6 +60,9 @@ def check_raw(spec: DatasetSpec, raw: dict[str, pl.DataFrame]) -> dict[str, pl.D
     tables["entities"] = validate("entities", tables["entities"], Cells if spec.kind == "grid" else Entities, fix)
     if spec.kind == "grid":
         grid_of(tables["entities"])
+        _apart(tables["entities"])
+    if spec.region is not None:
+        _within(spec.region, tables["entities"])
     zones = {spec.zone, *tables["entities"]["zone"].drop_nulls()}
     if unknown := sorted(z for z in zones if not is_zone(z)):
         raise ContractError(
@@ -82,6 +86,31 @@ def check_raw(spec: DatasetSpec, raw: dict[str, pl.DataFrame]) -> dict[str, pl.D
                     f"{name} name entities that the entities table lacks", offenders=strangers, fix="add their rows"
                 )
     return tables
+
+
+def _apart(cells: pl.DataFrame) -> None:
+    """Raise where two cells of a grid lie at one place."""
+    turned = cells.filter(pl.col("lon").is_not_null() & pl.col("lat").is_not_null()).with_columns(pl.col("lon") % 360)
+    if len(double := turned.filter(pl.struct("lon", "lat").is_duplicated())):
+        raise ContractError(
+            f"entities: {len(double)} cells of the grid share a place with another",
+            expected="a place for each cell",
+            offenders=[f"{e} at {lon:g}, {lat:g}" for e, lon, lat in double["entity", "lon", "lat"].rows()],
+            fix="leave the second one out: a globe from 0 to 360 degrees holds its first column twice",
+        )
+
+
+def _within(region: Box, entities: pl.DataFrame) -> None:
+    """Raise where entities with coordinates lie outside the region that the spec declares."""
+    known = entities.filter(pl.col("lon").is_not_null() & pl.col("lat").is_not_null())
+    outside = known.filter(pl.Series(~in_box(known["lon"].to_numpy(), known["lat"].to_numpy(), region)))
+    if len(outside):
+        raise ContractError(
+            f"entities: {len(outside)} lie outside the dataset's region",
+            expected=f"longitudes {region[0]:g} to {region[2]:g}, latitudes {region[1]:g} to {region[3]:g}",
+            offenders=[f"{e} at {lon:g}, {lat:g}" for e, lon, lat in outside["entity", "lon", "lat"].rows()],
+            fix="check whether longitude and latitude were mixed up, or correct `region`",
+        )
 
 
 def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFrame | None = None) -> Result:
@@ -140,6 +169,8 @@ def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFr
     }
     if spec.kind == "grid":
         facts["grid"] = list(grid_of(entities))
+        # As far as training knows: what follows does not change it.
+        facts["never_observed"] = int((~observed[parts["train"]].any(axis=(0, 2))).sum())
     result = Result(
         {"signal": signal.to_frame(), "entities": entities, "edges": edges, "split": table, "scaler": scales}, facts
     )

@@ -11,6 +11,7 @@ from pydantic import Field
 from stfm_pipeline.datasets.formats.base import Form, Scene
 from stfm_pipeline.datasets.formats.canonical import Canonical, Inline
 from stfm_pipeline.datasets.formats.edges import Distances, EdgeList, Matrix
+from stfm_pipeline.datasets.formats.gridded import Gridded
 from stfm_pipeline.datasets.formats.libcity import LibCity
 from stfm_pipeline.datasets.formats.places import Places
 from stfm_pipeline.datasets.formats.series import Long, Nixtla, Tensor, Wide
@@ -18,7 +19,7 @@ from stfm_pipeline.errors import ContractError, SourceError, StfmError
 from stfm_pipeline.tables import is_dense
 
 Plain = Annotated[
-    Wide | Tensor | Long | Nixtla | LibCity | Places | Matrix | Distances | EdgeList | Canonical | Inline,
+    Wide | Tensor | Long | Nixtla | Gridded | LibCity | Places | Matrix | Distances | EdgeList | Canonical | Inline,
     Field(discriminator="format"),
 ]
 
@@ -40,7 +41,19 @@ class FirstOf(Form):
 
 
 Table = Annotated[
-    Wide | Tensor | Long | Nixtla | LibCity | Places | Matrix | Distances | EdgeList | Canonical | Inline | FirstOf,
+    Wide
+    | Tensor
+    | Long
+    | Nixtla
+    | Gridded
+    | LibCity
+    | Places
+    | Matrix
+    | Distances
+    | EdgeList
+    | Canonical
+    | Inline
+    | FirstOf,
     Field(discriminator="format"),
 ]
 
@@ -66,7 +79,9 @@ def read_tables(tables: dict[str, Table], files: dict[str, Path], scene: Scene) 
             scene.rows = bool(scene.columns) or not scene.entities
             if not scene.entities and "entity" in out[name].columns:
                 scene.entities.extend(out[name]["entity"].unique(maintain_order=True).drop_nulls().cast(pl.String))
-    if "entities" not in out:
+    if "entities" not in out and scene.cells is not None:
+        out["entities"] = scene.cells
+    elif "entities" not in out:
         out["entities"] = pl.DataFrame({"entity": scene.entities}, schema={"entity": pl.String})
     elif "observations" in out and is_dense(out["observations"]):
         out["entities"] = _in_order(out["entities"], scene.columns or scene.entities)

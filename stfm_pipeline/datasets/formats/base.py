@@ -42,6 +42,24 @@ Moment = Annotated[datetime, BeforeValidator(_no_number)]
 # Neither a text nor true and false.
 Whole = Annotated[int, Strict()]
 Real = Annotated[float, Strict()]
+Box = tuple[Real, Real, Real, Real]
+
+
+def check_box(box: Box) -> Box:
+    """West, south, east, north in degrees; west of a box over the date line is larger than its east."""
+    west, south, east, north = box
+    if not (-180 <= west <= 180 and -180 <= east <= 180 and -90 <= south <= north <= 90 and west != east):
+        raise ValueError(
+            "a box is west, south, east, north, longitudes from -180 to 180; over the date line west > east"
+        )
+    return box
+
+
+def in_box(lon: NDArray[Any], lat: NDArray[Any], box: Box) -> NDArray[np.bool_]:
+    """Which places lie in a box, its edges included; NaN is nowhere."""
+    west, south, east, north = box
+    across = (lon >= west) & (lon <= east) if west < east else (lon >= west) | (lon <= east)
+    return np.asarray(across & (lat >= south) & (lat <= north))
 
 
 class Model(BaseModel):
@@ -52,11 +70,11 @@ class Model(BaseModel):
 
 @dataclass
 class Scene:
-    """What a reader knows about the dataset: channels, civil zone, step, and entities.
+    """What a reader knows about the dataset: channels with their units, civil zone, step, and entities.
 
     `listed` are those of the entities table, where there is one. Once observations are read, `entities` is their order
     in the file, and `columns` that of a dense table's columns where it is another one. With `rows`, observations came
-    as rows, whose order means nothing.
+    as rows, whose order means nothing. `cells` is the entities table of observations that come as a grid.
     """
 
     channels: tuple[str, ...]
@@ -66,6 +84,8 @@ class Scene:
     listed: list[str] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
     rows: bool = False
+    units: dict[str, str] = field(default_factory=dict)
+    cells: pl.DataFrame | None = None
 
 
 class Form(Model):
@@ -298,6 +318,22 @@ def clock(start: datetime, step: str, count: int, zone: str, weekends: bool = Tr
 def to_moments(civil: pl.Series, zone: str) -> pl.Series:
     """Civil times as UTC, null where they never were."""
     return civil.cast(pl.Datetime("us")).to_frame("time").select(to_utc(pl.col("time"), zone))["time"]
+
+
+def lay_out(scene: Scene, height: int, width: int, lon: Any = None, lat: Any = None) -> None:
+    """Note the cells of a grid, row after row; `lon` and `lat` (height, width) in degrees, where they are known.
+
+    Longitudes from 180 to 360 become -180 to 0; no cell moves for it.
+    """
+    row, col = (a.ravel() for a in np.indices((height, width), np.int32))
+    names = [f"r{r}c{c}" for r, c in zip(row.tolist(), col.tolist(), strict=True)]
+    cells = pl.DataFrame({"entity": names, "row": row, "col": col})
+    if lon is not None:
+        east, north = (np.asarray(a, np.float64).ravel() for a in (lon, lat))
+        turned = np.where((east > 180) & (east <= 360), east - 360, east)
+        cells = cells.with_columns(lon=pl.Series(turned).fill_nan(None), lat=pl.Series(north).fill_nan(None))
+    scene.cells = cells
+    scene.entities.extend(names)
 
 
 @dataclass(frozen=True)
