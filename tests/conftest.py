@@ -20,6 +20,7 @@ SHAPED = ("windows", "tasks", "backbones", "systems", "forecaster", "evaluate.me
 install_import_hook([f"stfm_pipeline.{name}" for name in SHAPED], "beartype.beartype")
 
 import pytest
+from fixtures import gridded
 from fixtures.synthetic import make_dataset
 
 from stfm_pipeline.datasets import catalog
@@ -71,14 +72,24 @@ def synthetic(add_dataset: Callable[[Dataset], Dataset]) -> Dataset:
 @pytest.fixture(scope="session")
 def enriched_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home whose lake holds the synthetic dataset down to `enriched`; made once, only ever copied."""
-    settings = Settings(home=tmp_path_factory.mktemp("enriched"))
-    catalog.register(make_dataset())
+    return _down_the_road(make_dataset(), tmp_path_factory.mktemp("enriched"))
+
+
+@pytest.fixture(scope="session")
+def enriched_grid_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for the synthetic grid."""
+    return _down_the_road(gridded.make_dataset(), tmp_path_factory.mktemp("gridded"))
+
+
+def _down_the_road(dataset: Dataset, folder: Path) -> Path:
+    settings = Settings(home=folder)
+    catalog.register(dataset)
     try:
         for stage in STEPS:
-            outcome = materialize("synthetic", stage, Lake(str(settings.root / "lake")), settings)
+            outcome = materialize(dataset.spec.name, stage, Lake(str(settings.root / "lake")), settings)
             assert outcome.stage is not None, outcome.checks
     finally:
-        catalog._registered.pop("synthetic", None)
+        catalog._registered.pop(dataset.spec.name, None)
     return settings.root
 
 
@@ -86,6 +97,14 @@ def enriched_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def enriched(enriched_home: Path, synthetic: Dataset, lake: Lake) -> Lake:
     """A lake of the test's own in which the synthetic dataset has come down the data road."""
     shutil.copytree(enriched_home / "lake", lake.uri)
+    return lake
+
+
+@pytest.fixture
+def enriched_grid(enriched_grid_home: Path, add_dataset: Callable[[Dataset], Dataset], lake: Lake) -> Lake:
+    """A lake of the test's own in which the synthetic grid has come down the data road."""
+    add_dataset(gridded.make_dataset())
+    shutil.copytree(enriched_grid_home / "lake", lake.uri)
     return lake
 
 

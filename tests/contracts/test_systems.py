@@ -1,4 +1,4 @@
-"""Every system meets the same contract, by being in `stfm_pipeline/systems/`."""
+"""Every system meets the same contract on every kind of data it claims, by being in `stfm_pipeline/systems/`."""
 
 from __future__ import annotations
 
@@ -26,22 +26,29 @@ from stfm_pipeline.train import Budget, fit
 from stfm_pipeline.windows import Panel, Window, load_panel
 
 NAMES = [n.replace("_", "-") for n in module_names()]
-LEARNED = [n for n in NAMES if get_system(n).training is not None]
 BRIEF = Budget("brief", epochs=2, patience=2, seeds=1, stride=4)
+PROBLEMS = {"graph": ("synthetic", "enriched"), "grid": ("gridded", "enriched_grid")}
+CASES = [(n, kind) for n in NAMES for kind in get_system(n).kinds if kind in PROBLEMS]
+LEARNED = [(n, kind) for n, kind in CASES if get_system(n).training is not None]
+
+each_system = pytest.mark.parametrize(("name", "panel"), CASES, indirect=["panel"])
+each_learned_system = pytest.mark.parametrize(("name", "panel"), LEARNED, indirect=["panel"])
 
 
 @pytest.fixture
-def panel(enriched: Lake, settings: Settings) -> Panel:
-    return load_panel(enriched, "synthetic", settings.cache)
+def panel(request: pytest.FixtureRequest, settings: Settings) -> Panel:
+    """The panel of a problem of the wanted kind, a graph where a test does not say."""
+    dataset, lake = PROBLEMS[getattr(request, "param", "graph")]
+    return load_panel(request.getfixturevalue(lake), dataset, settings.cache)
 
 
 def fitted(name: str, panel: Panel, seed: int = 0) -> nn.Module:
     return fit(get_system(name), panel, BRIEF, seed=seed, device="cpu", progress=False).module
 
 
-def answer(module: nn.Module, window: Window, look_back: int = 48) -> torch.Tensor:
+def answer(module: nn.Module, window: Window, panel: Panel) -> torch.Tensor:
     with torch.inference_mode():
-        out = module(hide(window, look_back)[0])
+        out = module(hide(window, panel.problem.look_back)[0])
     return out[0] if isinstance(out, tuple) else out
 
 
@@ -49,24 +56,24 @@ def some(panel: Panel, name: str, count: int = 5) -> Window:
     return panel.arrays.gather(panel.origins("val")[:count], panel.problem, get_system(name).needs)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each_system
 def test_shape_and_finite(name: str, panel: Panel) -> None:
-    out = answer(fitted(name, panel), some(panel, name))
-    assert out.shape == (5, 12, 6, 2)
+    out = answer(fitted(name, panel), some(panel, name), panel)
+    assert out.shape == (5, panel.problem.horizon, panel.problem.n, 2)
     assert out.isfinite().all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each_system
 def test_same_seed_same_result_and_the_global_generator_is_left_alone(name: str, panel: Panel) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = answer(fitted(name, panel), some(panel, name))
+    first = answer(fitted(name, panel), some(panel, name), panel)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    assert torch.equal(first, answer(fitted(name, panel), some(panel, name)))
+    assert torch.equal(first, answer(fitted(name, panel), some(panel, name), panel))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each_system
 def test_saved_and_loaded_it_answers_bit_for_bit_the_same(name: str, panel: Panel, tmp_path: Path) -> None:
     forecaster = Forecaster(name, panel.problem, fitted(name, panel), {})
     loaded = Forecaster.load(forecaster.save(tmp_path / "model"))
@@ -79,18 +86,18 @@ def test_saved_and_loaded_it_answers_bit_for_bit_the_same(name: str, panel: Pane
     ]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each_system
 def test_the_future_cannot_reach_the_forecast(name: str, panel: Panel) -> None:
     module, window = fitted(name, panel), some(panel, name)
     noise = torch.randn_like(window.values)
-    noise[:, :48] = 0
+    noise[:, : panel.problem.look_back] = 0
     flipped = window.observed.clone()
-    flipped[:, 48:] = ~flipped[:, 48:]
+    flipped[:, panel.problem.look_back :] ^= True
     changed = dataclasses.replace(window, values=window.values + 100 * noise, observed=flipped)
-    assert torch.equal(answer(module, window), answer(module, changed))
+    assert torch.equal(answer(module, window, panel), answer(module, changed, panel))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each_system
 def test_what_a_cell_holds_while_unobserved_changes_nothing(name: str, panel: Panel) -> None:
     module, window = fitted(name, panel), some(panel, name)
     assert not window.observed.all()
@@ -98,41 +105,44 @@ def test_what_a_cell_holds_while_unobserved_changes_nothing(name: str, panel: Pa
     for field in ("values", "past", "ahead"):
         seen = getattr(window, "observed" if field == "values" else f"{field}_observed")
         garbage[field] = torch.where(seen, getattr(window, field), float("nan"))
-    assert torch.equal(answer(module, window), answer(module, dataclasses.replace(window, **garbage)))
+    changed = dataclasses.replace(window, **garbage)
+    assert torch.equal(answer(module, window, panel), answer(module, changed, panel))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each_system
 def test_a_look_back_without_any_observation_still_gets_a_finite_forecast(name: str, panel: Panel) -> None:
     window = some(panel, name)
     blind = dataclasses.replace(window, observed=torch.zeros_like(window.observed))
-    assert answer(fitted(name, panel), blind).isfinite().all()
+    assert answer(fitted(name, panel), blind, panel).isfinite().all()
 
 
-@pytest.mark.parametrize("name", LEARNED)
+@each_learned_system
 def test_gradient_reaches_every_trainable_weight(name: str, panel: Panel) -> None:
     module = get_system(name).build(panel.problem)
-    inputs, target = hide(some(panel, name, 16), 48)
+    inputs, target = hide(some(panel, name, 16), panel.problem.look_back)
     module.train()
     masked_loss(module(inputs), target, "mse", panel.problem.tensors["weight"]).backward()
     dead = [k for k, p in module.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert dead == []
 
 
-@pytest.mark.parametrize("name", LEARNED)
+@each_learned_system
 def test_one_batch_can_be_learned_by_heart(name: str, panel: Panel) -> None:
     torch.manual_seed(0)
     module = get_system(name).build(panel.problem)
     module.eval()
-    inputs, target = hide(some(panel, name, 2), 48)
+    inputs, target = hide(some(panel, name, 2), panel.problem.look_back)
     weight = panel.problem.tensors["weight"]
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
     first = float(masked_loss(module(inputs), target, "mae", weight).detach())
     for _ in range(300):
         optimizer.zero_grad()
         loss = masked_loss(module(inputs), target, "mae", weight)
+        if float(loss.detach()) < 0.4 * first:
+            return
         loss.backward()
         optimizer.step()
-    assert float(loss.detach()) < 0.4 * first
+    raise AssertionError(f"after 300 steps the loss is {float(loss.detach()) / first:.2f} of what it was")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -260,7 +270,7 @@ def test_a_killed_training_resumes_and_ends_where_it_would_have(panel: Panel, tm
     resumed = fit(system, panel, four, device="cpu", progress=False, work=tmp_path / "cut")
     assert [r["val_loss"] for r in resumed.curve] == [r["val_loss"] for r in whole.curve]
     window = some(panel, "stid")
-    assert torch.equal(answer(resumed.module, window), answer(whole.module, window))
+    assert torch.equal(answer(resumed.module, window, panel), answer(whole.module, window, panel))
     names = {p.suffix for p in (tmp_path / "cut").rglob("*") if p.is_file()}
     assert names == {".json", ".safetensors"}
 
