@@ -1,7 +1,7 @@
 """Speed and memory, each measured in a process of its own or side by side in one run: `make bench`.
 
 `python -m bench [road] [append] [long] [patches] [training] [loading] [drift] [serve] [replay-aa] [faults] [fuzz]
-[leaks] [--quick]`; the last six are run when they are named; five of them, drift to fuzz, take ten minutes
+[oracle] [leaks] [--quick]`; the last seven are run when they are named; six of them, drift to oracle, take ten minutes
 to half an hour each.
 """
 
@@ -22,10 +22,11 @@ PARTS = {
     "serve": "bench.serve",
     "faults": "bench.faults",
     "fuzz": "bench.fuzz",
+    "oracle": "bench.oracle",
     "leaks": "bench.leaks",
 }
 
-WHEN_NAMED = ("drift", "replay-aa", "serve", "faults", "fuzz", "leaks")
+WHEN_NAMED = ("drift", "replay-aa", "serve", "faults", "fuzz", "oracle", "leaks")
 
 
 def main(arguments: list[str]) -> None:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from stfm_pipeline.truth import OPTIMUM
+
 MAX_CHANNELS = 3
 
 
@@ -66,6 +68,7 @@ def leaderboard(rows: Sequence[dict[str, Any]], facts: dict[str, Any], units: di
     average = [r for r in rows if r["split"] == "test" and r["horizon"] == "avg"]
     by = {(r["system"], r["scale"], r["channel"]): r for r in average}
     order = [r["system"] for r in facts["ranking"]]
+    bound = [OPTIMUM] if (OPTIMUM, "standardised", None) in by else []
     fallback = {(f["system"], f["channel"]): f["share"] for f in facts["fallback"]}
     shown = channels if len(channels) <= MAX_CHANNELS else []
     columns = [
@@ -78,15 +81,15 @@ def leaderboard(rows: Sequence[dict[str, Any]], facts: dict[str, Any], units: di
         "seeds",
     ]
     lines = []
-    for rank, system in enumerate(order, start=1):
+    for rank, system in enumerate([*order, *bound], start=1):
         cells = [by[system, "data", c] for c in shown]
         whole = by[system, "standardised", None]
-        share = max(fallback[system, c] for c in channels)
+        share = max(fallback.get((system, c), 0) for c in channels)
         mark = " <" if system == facts["candidate"]["system"] else ""
         lines.append(
             [
                 f"{system}{mark}",
-                rank,
+                "–" if system == OPTIMUM else rank,
                 *(f"{r[m]:.4g}" for r in cells for m in ("mae", "rmse")),
                 *(f"{whole['mse']:.4f}", f"{whole['mae']:.4f}", f"{share:.1%}", whole["seeds"]),
             ]

@@ -38,8 +38,9 @@ class Outcome:
 
 
 def stage_code(dataset: Dataset, step: Step) -> str:
-    """Code version of a stage; raw is also made from the dataset's own file."""
-    return code_version(*step.modules, *((dataset.module,) if step.name == "raw" else ()))
+    """Code version of a stage; raw is also made from the dataset's own file, and what states its optimum."""
+    own = [dataset.module, *(["stfm_pipeline.truth"] if dataset.truth else [])]
+    return code_version(*step.modules, *(own if step.name == "raw" else ()))
 
 
 def current_fingerprint(dataset: Dataset, step: Step, lake: Lake) -> tuple[str, dict[str, str]] | None:

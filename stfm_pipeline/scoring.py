@@ -20,6 +20,7 @@ from stfm_pipeline.settings import Settings
 from stfm_pipeline.systems.catalog import all_systems
 from stfm_pipeline.tables import Check
 from stfm_pipeline.training import Plan, chosen_on, fresh, seen_until, split_of, stage_of, table_versions
+from stfm_pipeline.truth import OPTIMUM
 
 if TYPE_CHECKING:
     from stfm_pipeline.evaluate.choose import Decision
@@ -43,7 +44,8 @@ def evaluation_plan(name: str, trained: Trained) -> Plan:
     """What an evaluation would be made from: every system trained on the current data."""
     inputs = {t.name: t.data_version for _, t in trained}
     spec = get_dataset(name).spec
-    code = code_version("stfm_pipeline.evaluate", "stfm_pipeline.forecaster", "stfm_pipeline.windows")
+    made_of = ("stfm_pipeline.evaluate", "stfm_pipeline.forecaster", "stfm_pipeline.windows", "stfm_pipeline.truth")
+    code = code_version(*made_of)
     return Plan(fingerprint({"task": spec.task.model_dump(), "title": spec.title}, code, inputs), inputs)
 
 
@@ -90,11 +92,13 @@ def _evaluate_dataset(name: str, lake: Lake, settings: Settings) -> Outcome:
     from stfm_pipeline import registry
     from stfm_pipeline.evaluate import report
     from stfm_pipeline.evaluate.choose import SHARE
+    from stfm_pipeline.evaluate.oracle import oracle
     from stfm_pipeline.evaluate.run import evaluate
     from stfm_pipeline.windows import load_panel
 
     began = time.perf_counter()
-    spec = get_dataset(name).spec
+    dataset = get_dataset(name)
+    spec = dataset.spec
     with alone(settings.lock(name, ROAD), f"working on the tables of {name}"):
         trained = trained_systems(lake, name)
         plan = evaluation_plan(name, trained)
@@ -132,7 +136,10 @@ def _evaluate_dataset(name: str, lake: Lake, settings: Settings) -> Outcome:
             f"{label} was trained up to {seen['train']} and chosen on data up to {seen['val']}, and gate begins at "
             f"{split['gate'][0]}: there it has an advantage over the candidate"
         )
-    evaluation = evaluate(spec, panel, contenders, rival, label, notes, level_of)
+    best = None
+    if dataset.truth is not None and (best := oracle(known := dataset.truth(), panel.problem)) is not None:
+        notes.append(f"{OPTIMUM} is no system but the forecast of who knows how the data were made; {known.claim}")
+    evaluation = evaluate(spec, panel, contenders, rival, label, notes, level_of, best)
     leader = next(e for e in contenders if e.system.name == evaluation.candidate)
     run_id = leader.runs[leader.chosen]
     seeds = next(stage.facts["seeds"] for system, stage in trained if system.name == leader.system.name)

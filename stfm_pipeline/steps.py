@@ -64,6 +64,9 @@ def _raw(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
     }
     if is_dense(observations):
         facts["dense_observations"] = [c for c in observations.columns if c != "time"]
+    if dataset.truth is not None:
+        known = dataset.truth()
+        facts["optimum"] = {"claim": known.claim, "scores": known.optimum(spec.task.horizon)}
     return Result(tables | ({LANDED: table(parts)} if parts else {}), facts, [check])
 
 

@@ -50,7 +50,7 @@ def datasets_list(as_json: Json = False) -> None:
 @command(datasets_app, "show")
 def datasets_show(name: str, as_json: Json = False) -> None:
     """What a dataset is, how much of it there is and how seasonal it is; and all of it as an HTML page."""
-    from stfm_pipeline.console import emit, say
+    from stfm_pipeline.console import emit, say, table
     from stfm_pipeline.datasets.catalog import get_dataset
     from stfm_pipeline.pages.base import write
     from stfm_pipeline.pages.dataset import dataset_page
@@ -66,6 +66,13 @@ def datasets_show(name: str, as_json: Json = False) -> None:
         return
     say("\n".join(filter(None, (spec.title, spec.description, f"licence {spec.licence}", spec.homepage))) + "\n")
     _show_spec(spec, page.numbers["protocol"], stages)
+    if best := page.numbers.get("optimum"):
+        columns = ["channel", "error", "on average", *(f"step {k}" for k in best["at"])]
+        lines = [
+            [r["channel"], r["metric"].upper(), *(f"{v:.4g}" for v in (r["avg"], *r["steps"]))] for r in best["rows"]
+        ]
+        table("\nthe best that any forecast can do", columns, lines, columns[2:])
+        say(best["claim"])
     if "missing" in page.numbers:
         _show_measured(page.numbers)
     else:

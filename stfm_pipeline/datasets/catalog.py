@@ -127,6 +127,7 @@ def _built_in() -> dict[str, Dataset]:
             for k in ("revise", "grows")
             if hasattr(module, "revise")
         }
+        more |= {"truth": module.truth} if hasattr(module, "truth") else {}
         dataset = Dataset(spec=module.SPEC, read=module.read, module=module.__name__, **more)
         found[dataset.spec.name] = dataset
     for path in sorted(Path(next(iter(package.__path__))).glob("*.yaml")):

@@ -20,6 +20,7 @@ from stfm_pipeline.datasets.formats.base import Box, Model, Moment, Real, Scene,
 from stfm_pipeline.errors import StfmError, UsageError
 from stfm_pipeline.sources import Source
 from stfm_pipeline.tables import DAY_US, is_zone, leaves_utc, step_us
+from stfm_pipeline.truth import Truth
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 TABLE = re.compile(r"[a-z][a-z0-9_]{0,40}")
@@ -349,7 +350,8 @@ class Dataset(Model):
     """A spec with the function that turns its files into canonical raw tables (see `stfm_pipeline.tables`).
 
     Where a cell is made from several of the source's rows, `revise` makes the tables from the archive and what has
-    landed of the members in `grows`: whole, or complete from the given time on.
+    landed of the members in `grows`: whole, or complete from the given time on. `truth` says what a
+    generated dataset was made by.
     """
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
@@ -359,3 +361,4 @@ class Dataset(Model):
     module: str
     revise: Reviser | None = None
     grows: tuple[str, ...] = ()
+    truth: Callable[[], Truth] | None = None

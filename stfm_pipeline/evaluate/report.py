@@ -16,6 +16,7 @@ from stfm_pipeline.evaluate.run import Evaluation
 from stfm_pipeline.pages.base import DASH as DASH
 from stfm_pipeline.pages.base import finite, linkable, moment, number, numbers, source_line, templates
 from stfm_pipeline.pages.base import write as write
+from stfm_pipeline.truth import OPTIMUM
 
 # Figures are plain plotly dicts: the page draws them, so that it can follow the reader's light or dark mode.
 Figure = dict[str, Any]
@@ -68,6 +69,7 @@ def render(
             tiles=_tiles(e),
             boards=_boards(e),
             overall=_overall(e),
+            bound=_bound(e),
             losses=losses(e),
             sections=[
                 ("horizon", "Error by horizon", *_by_horizon(e, styles)),
@@ -132,9 +134,16 @@ def _tiles(e: Evaluation) -> list[dict[str, Any]]:
     return out
 
 
-def _cells(values: list[float]) -> list[dict[str, Any]]:
-    best = min(values)
-    return [{"text": t, "best": v == best} for v, t in zip(values, numbers(values), strict=True)]
+def _cells(values: list[float], systems: Sequence[str]) -> list[dict[str, Any]]:
+    best = min(v for v, s in zip(values, systems, strict=True) if s != OPTIMUM)
+    texts = zip(values, systems, numbers(values), strict=True)
+    return [{"text": t, "best": v == best and s != OPTIMUM} for v, s, t in texts]
+
+
+def _bound(e: Evaluation) -> list[dict[str, Any]]:
+    """The oracle as the last line of a table, where the dataset has one."""
+    there = any(r.system == OPTIMUM for r in e.rows)
+    return [{"system": OPTIMUM, "branch": "known truth"}] if there else []
 
 
 def _boards(e: Evaluation) -> list[dict[str, Any]]:
@@ -145,7 +154,8 @@ def _boards(e: Evaluation) -> list[dict[str, Any]]:
     boards = []
     for channel in e.spec.channels:
         order = sorted((r["system"] for r in e.ranking), key=lambda s: rows[s, "data", channel.name].mae)
-        mae, rmse = (_cells([getattr(rows[s, "data", channel.name], m) for s in order]) for m in ("mae", "rmse"))
+        order += [r["system"] for r in _bound(e)]
+        mae, rmse = (_cells([getattr(rows[s, "data", channel.name], m) for s in order], order) for m in ("mae", "rmse"))
         lines = [
             {"system": s, "cells": cells, "margin": margins.get((s, channel.name)), "fallback": fallback.get(key)}
             for s, *cells in zip(order, mae, rmse, strict=True)
@@ -157,11 +167,12 @@ def _boards(e: Evaluation) -> list[dict[str, Any]]:
 
 def _overall(e: Evaluation) -> list[dict[str, Any]]:
     """All channels together in standardised form, in the order of val."""
-    rows, order = _averages(e), [r["system"] for r in e.ranking]
-    scores = [_cells([getattr(rows[s, "standardised", None], m) for s in order]) for m in ("mae", "rmse", "mse")]
+    rows, lines = _averages(e), [*e.ranking, *_bound(e)]
+    order = [r["system"] for r in lines]
+    scores = [_cells([getattr(rows[s, "standardised", None], m) for s in order], order) for m in ("mae", "rmse", "mse")]
     return [
         {**ranked, "cells": cells, "seeds": rows[ranked["system"], "standardised", None].seeds}
-        for ranked, *cells in zip(e.ranking, *scores, strict=True)
+        for ranked, *cells in zip(lines, *scores, strict=True)
     ]
 
 
@@ -195,7 +206,8 @@ def _styles(e: Evaluation) -> dict[str, dict[str, Any]]:
     for i, s in enumerate(learned):
         dash = ("solid", *DASHES)[i // len(LEARNED) % 6]
         styles[s] = {"color": LEARNED[i % len(LEARNED)], "dash": dash, "width": 2}
-    return styles | {e.candidate: {"color": LEADER, "dash": "solid", "width": 3.5}}
+    bound: dict[str, dict[str, Any]] = {r["system"]: {"dash": "dot", "width": 2.5} for r in _bound(e)}
+    return styles | bound | {e.candidate: {"color": LEADER, "dash": "solid", "width": 3.5}}
 
 
 def _figure(title: str, x: dict[str, Any], y: str, data: list[dict[str, Any]], height: int = 380) -> Figure:

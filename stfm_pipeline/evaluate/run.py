@@ -17,6 +17,7 @@ from stfm_pipeline.evaluate.choose import CAPACITY, SHARE, Decision, decide, too
 from stfm_pipeline.evaluate.metrics import Row, Sums, block_bootstrap, mean_rows, season_block
 from stfm_pipeline.forecaster import Forecaster, truth
 from stfm_pipeline.systems.spec import System
+from stfm_pipeline.truth import OPTIMUM
 from stfm_pipeline.windows import Panel, Problem, Window, drop_side_information, same_eyes
 
 BATCH = 64
@@ -137,10 +138,12 @@ def evaluate(
     champion_name: str = "champion",
     notes: list[str] | None = None,
     level_of: Callable[[str], float] = lambda _: SHARE * CAPACITY,
+    best: Forecaster | None = None,
 ) -> Evaluation:
     """Score all entries on val, gate and test. Val ranks, gate decides on promotion, test only judges.
 
-    `level_of` a candidate is the chance of error that a decision about it may spend.
+    `level_of` a candidate is the chance of error that a decision about it may spend. `best` is the oracle of data whose
+    truth is known: it has rows, and is otherwise nobody.
     """
     began = time.perf_counter()
     baselines = {e.system.name for e in entries if e.system.branch == "baseline"}
@@ -174,6 +177,8 @@ def evaluate(
             [s.sums.rows(spec.name, e.system.name, part, p.channels, horizons) for s in scores[e.system.name, part]]
         )
     ]
+    known = {part: score(best, panel, part, ("past", "ahead")).sums for part in parts} if best is not None else {}
+    rows += [row for part, s in known.items() for row in s.rows(spec.name, OPTIMUM, part, p.channels, horizons)]
     block = season_block(p.horizon, spec.seasons)
     rivals = {b: chosen[b, "gate"].sums for b in sorted(baselines)}
     if champion is not None:
@@ -227,7 +232,8 @@ def evaluate(
             }
             for e in entries
         ],
-        hours={e.system.name: _ratio(chosen[e.system.name, "test"].sums, "hour") for e in entries},
+        hours={e.system.name: _ratio(chosen[e.system.name, "test"].sums, "hour") for e in entries}
+        | ({OPTIMUM: _ratio(known["test"], "hour")} if known else {}),
         entities=_entities(panel, ours, min(baselines, key=lambda b: ranked[b]), chosen),
         examples=_examples(leader.forecaster, panel, leader.system.needs),
         without_side=without,

@@ -38,7 +38,7 @@ def test_a_built_in_dataset_says_what_the_rest_of_the_road_relies_on(name: str) 
     assert step_us(spec.harmonize.step) > 0
     assert all(step_us(j.lag, zero=True) >= 0 for j in spec.joins)
     assert spec.licence
-    assert spec.homepage.startswith("https://")
+    assert spec.homepage.startswith("https://") or dataset.truth is not None, "what was not made here has a home"
     assert all(c.unit for c in spec.channels)
     assert set(holiday_codes([date(2024, 7, 4)], spec.country)) == {date(2024, 7, 4)}
 

@@ -92,6 +92,21 @@ def split(d: Loaded) -> list[dict[str, Any]]:
     return rows
 
 
+def optimum(raw: Stage | None, spec: DatasetSpec) -> dict[str, Any] | None:
+    """The stated errors of the best forecast, at some steps and on average, with what is claimed of them."""
+    known = raw.facts.get("optimum") if raw else None
+    if known is None:
+        return None
+    far = spec.task.horizon
+    at = sorted({1, 2, max(1, far // 4), max(1, far // 2), far})
+    rows = [
+        {"channel": c, "metric": metric, "avg": scores["avg"][metric], "steps": [scores[metric][k - 1] for k in at]}
+        for c, scores in known["scores"].items()
+        for metric in ("mae", "rmse")
+    ]
+    return {"claim": known["claim"], "at": at, "rows": rows}
+
+
 def split_chart(d: Loaded, rows: list[dict[str, Any]]) -> str:
     """The parts on the time axis."""
     own = [r for r in rows if r["steps"]]

@@ -31,6 +31,7 @@ def dataset_page(spec: DatasetSpec, lake: Lake) -> Page:
     d = load(spec, lake, stages)
     drawn, numbers = _measured(d, lake) if d else ({}, {})
     enriched = stages.get("enriched")
+    best = facts.optimum(stages.get("raw"), spec)
     html = (
         templates(Path(__file__).parent)
         .get_template("page.html.j2")
@@ -50,10 +51,11 @@ def dataset_page(spec: DatasetSpec, lake: Lake) -> Page:
             cells=values.cells,
             standing_out=seasons.standing_out,
             numbers=numbers,
+            optimum=best,
             **drawn,
         )
     )
-    return Page(html, {"protocol": protocol, **numbers})
+    return Page(html, {"protocol": protocol, **({"optimum": best} if best else {}), **numbers})
 
 
 def _current(name: str, lake: Lake) -> dict[str, Stage]:
