@@ -186,9 +186,15 @@ def adjacency_of(edges: pl.DataFrame, entities: list[str]) -> Sparse:
 
 
 def embed(entities: pl.DataFrame, edges: pl.DataFrame, eigenvectors: int, patch_size: int) -> pl.DataFrame:
-    """One row per entity: `x`, `y`, `patch`, `eig_1..k`. Entities without coordinates are patched by eigenvectors."""
+    """One row per entity: `x`, `y`, `patch`, `eig_1..k`. Entities without coordinates are patched by eigenvectors.
+
+    Cells of a grid that does not lie anywhere on Earth have their place in the grid, the first row on top.
+    """
     names = entities["entity"].to_list()
     lon, lat = (entities[c].fill_null(np.nan).to_numpy().astype(np.float64) for c in ("lon", "lat"))
+    if "row" in entities.columns and not np.isfinite(lon + lat).all():
+        lon, row = (entities[c].to_numpy().astype(np.float64) for c in ("col", "row"))
+        lat = row.mean() - row
     xy = normalized_coordinates(lon, lat)
     adjacency = adjacency_of(edges, names)
     eig = laplacian_eigenvectors(adjacency, eigenvectors)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import xarray as xr
@@ -302,6 +303,29 @@ def test_what_is_no_gridded_file_is_named(start: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.nc").write_bytes(start + b"\x00" * 100)
     with pytest.raises(SourceError, match=r"a.nc is no gridded file[\s\S]*nccopy"):
         read(tmp_path, file="a.nc")
+
+
+def test_a_file_that_takes_its_values_from_another_is_refused(tmp_path: Path) -> None:
+    foreign.stored(foreign.field(), tmp_path / "a.nc4")
+    with h5py.File(tmp_path / "b.nc4", "w") as file:
+        file["t2m"] = h5py.ExternalLink(str(tmp_path / "a.nc4"), "t2m")
+    with pytest.raises(SourceError, match=r"b.nc4 takes its values from other files"):
+        read(tmp_path, file="b.nc4")
+
+
+def test_a_file_that_says_it_holds_more_than_it_can_is_refused(tmp_path: Path) -> None:
+    path = foreign.stored(foreign.field(steps=2), tmp_path / "a.nc4")
+    with h5py.File(path, "a") as file:
+        del file["t2m"], file["time"], file["longitude"]
+        large = file.create_dataset("t2m", shape=(200_000, 3, 200), chunks=(1000, 3, 200), dtype="f4")
+        file["time"], file["longitude"] = np.arange(200_000.0), np.arange(200.0)
+        for axis, name in enumerate(("time", "latitude", "longitude")):
+            file[name].make_scale(name)
+            large.dims[axis].attach_scale(file[name])
+        file["longitude"].attrs["units"] = "degrees_east"
+        file["time"].attrs["units"] = "hours since 2000-01-01"
+    with pytest.raises(SourceError, match=r"a.nc4 says that it holds more than it can"):
+        read(tmp_path, file="a.nc4")
 
 
 def grib(path: Path, first: float, last: float) -> None:

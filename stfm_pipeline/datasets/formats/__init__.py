@@ -10,6 +10,7 @@ from pydantic import Field
 
 from stfm_pipeline.datasets.formats.base import Form, Scene
 from stfm_pipeline.datasets.formats.canonical import Canonical, Inline
+from stfm_pipeline.datasets.formats.city import StResNet, UniST
 from stfm_pipeline.datasets.formats.edges import Distances, EdgeList, Matrix
 from stfm_pipeline.datasets.formats.gridded import Gridded
 from stfm_pipeline.datasets.formats.libcity import LibCity
@@ -19,7 +20,20 @@ from stfm_pipeline.errors import ContractError, SourceError, StfmError
 from stfm_pipeline.tables import is_dense
 
 Plain = Annotated[
-    Wide | Tensor | Long | Nixtla | Gridded | LibCity | Places | Matrix | Distances | EdgeList | Canonical | Inline,
+    Wide
+    | Tensor
+    | Long
+    | Nixtla
+    | Gridded
+    | StResNet
+    | UniST
+    | LibCity
+    | Places
+    | Matrix
+    | Distances
+    | EdgeList
+    | Canonical
+    | Inline,
     Field(discriminator="format"),
 ]
 
@@ -46,6 +60,8 @@ Table = Annotated[
     | Long
     | Nixtla
     | Gridded
+    | StResNet
+    | UniST
     | LibCity
     | Places
     | Matrix

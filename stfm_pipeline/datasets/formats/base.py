@@ -320,6 +320,12 @@ def to_moments(civil: pl.Series, zone: str) -> pl.Series:
     return civil.cast(pl.Datetime("us")).to_frame("time").select(to_utc(pl.col("time"), zone))["time"]
 
 
+def only_observations(table: str) -> None:
+    """Raise where a file of fields is asked for another table."""
+    if table != "observations":
+        raise ContractError(f"{table}: a file of fields brings observations and their cells, no other table")
+
+
 def lay_out(scene: Scene, height: int, width: int, lon: Any = None, lat: Any = None) -> None:
     """Note the cells of a grid, row after row; `lon` and `lat` (height, width) in degrees, where they are known.
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stfm_pipeline.datasets.formats import projection
+from stfm_pipeline.datasets.formats.hdf import refuse_elsewhere
 from stfm_pipeline.errors import ContractError, SourceError
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ def open_cf(path: Path) -> Iterator[list[Dataset]]:
         with _zarr(path) as store, xr.open_zarr(store, chunks=None, **kept) as found:
             yield [found]
     elif head.startswith(b"\x89HDF"):
+        import h5py
+
+        with h5py.File(path, "r") as file:
+            refuse_elsewhere(path, file)
         with xr.open_dataset(path, engine="h5netcdf", **kept) as found:
             yield [found]
     elif head[:4] in (b"CDF\x01", b"CDF\x02"):

@@ -12,7 +12,19 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 
 from stfm_pipeline.datasets.formats import cf
-from stfm_pipeline.datasets.formats.base import Box, Form, FrameFiles, Real, Scene, Whole, check_box, in_box, lay_out
+from stfm_pipeline.datasets.formats.base import (
+    Box,
+    Form,
+    FrameFiles,
+    Real,
+    Scene,
+    Whole,
+    check_box,
+    in_box,
+    lay_out,
+    only_observations,
+    refuse_bomb,
+)
 from stfm_pipeline.datasets.formats.units import same_unit
 from stfm_pipeline.errors import MAX_OFFENDERS, ContractError
 from stfm_pipeline.tables import CELLS_AT_ONCE, dense_observations, step_us
@@ -63,8 +75,7 @@ class Gridded(Form):
     stamp: Literal["time", "bounds"] = "time"
 
     def read(self, table: str, files: dict[str, Path], scene: Scene) -> pl.DataFrame:
-        if table != "observations":
-            raise ContractError(f"{table}: a gridded file brings observations and their cells, no other table")
+        only_observations(table)
         paths = [files[name] for name in self.names()]
         layers, stamps = [], []
         for path in paths:
@@ -104,6 +115,9 @@ class Gridded(Form):
         fields = {c: self._field(table, path, data, v) for c, v in wanted.items()}
         for channel, field in fields.items():
             _same_unit(table, path, channel, field, scene)
+            # A Zarr store leaves out the chunks that hold nothing.
+            if path.is_file() and path.suffix != ".zip":
+                refuse_bomb(path, field.nbytes)
         axes = {c: self._axes(table, path, data, f) for c, f in fields.items()}
         first = next(iter(axes.values()))
         if odd := [c for c, a in axes.items() if a != first]:

@@ -47,7 +47,7 @@ def read_pandas_hdf(path: Path, key: str | None = None) -> tuple[pl.Series | Non
             if any(group[b].dtype.kind not in "fiub" for b in blocks):
                 raise SourceError(f"{path.name} holds columns that are not numbers", fix="write the numbers alone")
             if len(blocks) == 1 and _labels(path, group["block0_items"]) == columns:
-                values = _held(path, group["block0_values"])
+                values = held(path, group["block0_values"])
             else:
                 shape = (len(group["axis1"]), len(columns))
                 refuse_bomb(path, 8 * shape[0] * shape[1])
@@ -55,7 +55,7 @@ def read_pandas_hdf(path: Path, key: str | None = None) -> tuple[pl.Series | Non
                 place = {c: i for i, c in enumerate(columns)}
                 for block in blocks:
                     items = _labels(path, group[block.replace("_values", "_items")])
-                    values[:, [place[c] for c in items]] = _held(path, group[block])
+                    values[:, [place[c] for c in items]] = held(path, group[block])
             return _times(path, group["axis1"]), columns, values
     except (OSError, KeyError, AttributeError, TypeError, ValueError, RuntimeError, MemoryError) as error:
         raise SourceError(
@@ -65,12 +65,27 @@ def read_pandas_hdf(path: Path, key: str | None = None) -> tuple[pl.Series | Non
         ) from error
 
 
-def _held(path: Path, data: Any) -> Any:
+def held(path: Path, data: Any) -> Any:
     """All of a dataset. One without bytes is filled with zeros however large it says it is."""
     if data.external or data.is_virtual:
         raise _elsewhere(path)
     refuse_bomb(path, data.nbytes)
     return data[()]
+
+
+def refuse_elsewhere(path: Path, group: Any) -> None:
+    """Raise where anything in an HDF5 file or group takes its values from another file."""
+    import h5py
+
+    for name in group:
+        link = group.get(name, getlink=True)
+        found = None if isinstance(link, h5py.ExternalLink | h5py.SoftLink) else group[name]
+        if isinstance(link, h5py.ExternalLink) or (
+            isinstance(found, h5py.Dataset) and (found.external or found.is_virtual)
+        ):
+            raise _elsewhere(path)
+        if isinstance(found, h5py.Group):
+            refuse_elsewhere(path, found)
 
 
 def _elsewhere(path: Path) -> SourceError:
@@ -84,7 +99,7 @@ def _elsewhere(path: Path) -> SourceError:
 def _labels(path: Path, axis: Any) -> list[str]:
     if axis.dtype.kind == "O" or "pseudoatom" in axis.attrs or axis.attrs.get("CLASS") == b"VLARRAY":
         raise SourceError("the names of the columns are stored as a pickle", fix="write the frame as csv or parquet")
-    return [v.decode() if isinstance(v, bytes) else str(v) for v in _held(path, axis).tolist()]
+    return [v.decode() if isinstance(v, bytes) else str(v) for v in held(path, axis).tolist()]
 
 
 def _times(path: Path, axis: Any) -> pl.Series | None:
@@ -93,7 +108,7 @@ def _times(path: Path, axis: Any) -> pl.Series | None:
     if not kind.startswith("datetime64"):
         return None
     unit = kind[11:-1] if "[" in kind else "ns"
-    stamps = pl.Series("time", _held(path, axis).astype(f"datetime64[{unit}]").astype("datetime64[us]"))
+    stamps = pl.Series("time", held(path, axis).astype(f"datetime64[{unit}]").astype("datetime64[us]"))
     zone = axis.attrs.get("tz")
     if zone is None:
         return stamps
