@@ -99,7 +99,7 @@ def cut(spec: DatasetSpec, raw: dict[str, pl.DataFrame], origin: datetime, end: 
     log.info("%s: %d steps up to %s, judged on %d", spec.name, len(times), origin, (end - origin) // step)
     harmonized = harmonize(spec, tables, frozen)
     embedded = embed(spec, harmonized.frames)
-    enriched = enrich(spec, {t: f for t, f in tables.items() if t in {j.table for j in spec.joins}}, harmonized.frames)
+    enriched = enrich(spec, {t: f for t, f in tables.items() if t in spec.side_tables}, harmonized.frames)
     inputs: dict[str, str] = {}
     for name, result in (("harmonized", harmonized), ("embedded", embedded), ("enriched", enriched)):
         found = lake.publish(

@@ -309,11 +309,10 @@ class Lake:
         rows = scan.filter(pl.col("data_version") == version).collect().sort(ROW).tail(1)
         return _stages(dataset, stage, rows.drop(ROW), rows[ROW][0])[0] if len(rows) else None
 
-    def distinct(self, stage: Stage, table: str, column: str) -> list[Any]:
-        """The values of a column, sorted."""
+    def distinct(self, stage: Stage, table: str, columns: list[str]) -> pl.DataFrame:
+        """The rows of these columns, each once."""
         source = self._table(self._path(stage.dataset, stage.name, table), stage.tables[table])
-        found = pl.scan_delta(source, storage_options=self.options).select(pl.col(column).unique().sort()).collect()
-        return found.to_series().to_list()
+        return pl.scan_delta(source, storage_options=self.options).select(columns).unique().collect()
 
     def read_rows(self, stage: Stage, table: str, start: int, stop: int | None = None) -> pl.DataFrame:
         """Rows `start` to `stop` (exclusive) of a table; files that hold none of them are passed over."""

@@ -129,7 +129,7 @@ class Study:
                 late = self.step + lag if join.availability == "past" else timedelta()
                 table = join.table
                 if table in other and other[table] is self.raw[table]:
-                    other[table] = self._noisy(table, self.raw[table], pl.col("time") + late > moment)
+                    other[table] = self._noisy(table, self.raw[table], _known(self.raw[table], late) > moment)
             found = self._made(other, self.end, only=("enriched",))
             self._compare(promise, found, moment, fitted=moment >= self.trained, only=("enriched",))
         return promise
@@ -215,7 +215,8 @@ class Study:
                 blocks[name] = cells
             there = dense_rows(frame)
             return dense_observations(frame["time"], blocks, None if there is None else there | rows[:, None])
-        numbers = [c for c in frame.columns if frame.schema[c].is_float()]
+        # Places do not move.
+        numbers = [c for c in frame.columns if frame.schema[c].is_float() and c not in ("lon", "lat")]
         changed = []
         for name in numbers:
             cells = frame[name].cast(pl.Float64).fill_null(np.nan).to_numpy().copy()
@@ -224,6 +225,12 @@ class Study:
                 cells[rows] = np.nan_to_num(cells[rows], nan=1.0)
             changed.append(pl.Series(name, cells).fill_nan(None).cast(frame.schema[name]))
         return frame.with_columns(changed).filter(pl.Series(~rows | (rng.random(len(rows)) >= LOST)))
+
+
+def _known(table: pl.DataFrame, late: timedelta) -> pl.Expr:
+    """When each row of a side table was known: when it says so, else so much after its time."""
+    usual = pl.col("time") + late
+    return pl.coalesce("known_at", usual) if "known_at" in table.columns else usual
 
 
 def _other(known: NDArray[np.float64], shape: tuple[int, ...], channel: Channel | None, rng: Any) -> Any:

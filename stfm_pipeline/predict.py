@@ -19,7 +19,7 @@ from stfm_pipeline.windows import CALENDAR, Window, code_categories, standardize
 
 if TYPE_CHECKING:
     from stfm_pipeline.forecaster import Forecaster
-    from stfm_pipeline.windows import Panel, Problem
+    from stfm_pipeline.windows import Arrays, Panel, Problem
 
 SHOWN = 20
 
@@ -299,6 +299,13 @@ def _calendar(
     return table.select(CALENDAR).to_numpy().reshape(*shape, len(CALENDAR)), table["offset"].to_numpy().reshape(shape)
 
 
+def _told(arrays: Arrays, origin: int) -> Any:
+    """Planned cells that were known at an origin."""
+    if arrays.lead is None:
+        return True
+    return arrays.lead >= (torch.arange(len(arrays.lead)) - origin)[:, None, None]
+
+
 def frame_of(panel: Panel, origin: int, entities: tuple[str, ...] | None = None) -> pl.DataFrame:
     """The frame a user would have had just before step `origin`: look-back, and rows ahead where a plan is known."""
     p = panel.problem
@@ -325,7 +332,7 @@ def frame_of(panel: Panel, origin: int, entities: tuple[str, ...] | None = None)
     for k, name in enumerate(p.past):
         columns[name] = column(a.past, a.past_observed, "past_mean", "past_std", k, past)
     for k, name in enumerate(p.ahead):
-        columns[name] = column(a.ahead, a.ahead_observed, "ahead_mean", "ahead_std", k, every)
+        columns[name] = column(a.ahead, a.ahead_observed & _told(a, origin), "ahead_mean", "ahead_std", k, every)
     times = pl.Series(panel.times[steps]).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
     return pl.DataFrame(
         {

@@ -178,7 +178,7 @@ def try_whole(dataset: Dataset, parts: tuple[Part, ...], lake: Lake, settings: S
     signal = harmonize(spec, tables, _frozen(dataset, lake))
     _hold(signal.checks)
     _hold(embed(spec, signal.frames).checks)
-    _hold(enrich(spec, {j.table: tables[j.table] for j in spec.joins}, signal.frames).checks)
+    _hold(enrich(spec, {t: tables[t] for t in spec.side_tables}, signal.frames).checks)
 
 
 def _hold(checks: list[Check]) -> None:
@@ -258,10 +258,10 @@ def _enriched(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
     from stfm_pipeline.side_info.run import enrich
 
     name = dataset.spec.name
-    side = tuple(j.table for j in dataset.spec.joins)
-    # Without anything to join, the signal itself is not needed.
-    needed = None if side else ("entities",)
-    return enrich(dataset.spec, _tables(lake, name, "raw", side), _tables(lake, name, "harmonized", needed))
+    # Without anything to join in time, the signal itself is not needed.
+    needed = None if any(j.timed for j in dataset.spec.joins) else ("entities", "edges")
+    side = _tables(lake, name, "raw", dataset.spec.side_tables)
+    return enrich(dataset.spec, side, _tables(lake, name, "harmonized", needed))
 
 
 def _more_enriched(dataset: Dataset, lake: Lake, settings: Settings, old: Stage, since: datetime) -> Extension | None:
@@ -273,7 +273,7 @@ def _more_enriched(dataset: Dataset, lake: Lake, settings: Settings, old: Stage,
     was = lake.as_made_of(spec.name, "harmonized", old.inputs["harmonized"])
     if was is None or more.touches_training(lake.read(signal, "split"), since):
         return None
-    if not spec.joins:
+    if not any(j.timed for j in spec.joins):
         return Extension({}, old.facts, [], NEVER)
     start, end = more.edges_of(signal.facts)
     first = more.first_new(was.facts, since, spec.harmonize.step)
@@ -281,14 +281,17 @@ def _more_enriched(dataset: Dataset, lake: Lake, settings: Settings, old: Stage,
     if not len(times):
         return Extension({}, old.facts, [], NEVER)
 
-    def rows(table: str, moment: datetime) -> tuple[pl.DataFrame, list[str]] | None:
+    def rows(table: str, moment: datetime) -> pl.DataFrame | None:
         found = lake.tail(raw, table, moment)
-        return None if found is None else (found.frame, lake.distinct(raw, table, "entity"))
+        return None if found is None else found.frame
+
+    def distinct(table: str, columns: list[str]) -> pl.DataFrame:
+        return lake.distinct(raw, table, columns)
 
     kept = len(more.clock(start, first, spec.harmonize.step))
     replaced = {t: lake.read_rows(old, t, kept) for t in old.tables if t in ("past", "ahead")}
-    names = lake.read(signal, "entities")["entity"].to_list()
-    return extend(spec, old.facts, times, kept, names, lake.read(signal, "edges"), rows, replaced)
+    entities, edges = (lake.read(signal, t) for t in ("entities", "edges"))
+    return extend(spec, old.facts, times, kept, entities, edges, rows, distinct, replaced)
 
 
 def _tables(lake: Lake, dataset: str, stage: str, only: tuple[str, ...] | None = None) -> dict[str, pl.DataFrame]:
@@ -307,6 +310,11 @@ def _harmonized_config(spec: DatasetSpec) -> Any:
     """A split that is asked for anew makes everything from here on anew."""
     picked = _pick("channels", "zone", "harmonize", "split", "task", "facts", "end")(spec)
     return [picked, split_version(spec.name)]
+
+
+def _enriched_config(spec: DatasetSpec) -> Any:
+    """Of a plan that changes, windows see the row that the first of them can use, so their length counts."""
+    return [_pick("joins", "points")(spec), spec.task.horizon]
 
 
 def _pick(*fields: str) -> Callable[[DatasetSpec], Any]:
@@ -363,10 +371,10 @@ STEPS: dict[str, Step] = {
                 "stfm_pipeline.harmonize.scaler",
                 "stfm_pipeline.harmonize.split",
             ),
-            _pick("joins"),
+            _enriched_config,
             _enriched,
             _more_enriched,
-            ("past_scaler", "ahead_scaler", "text"),
+            ("past_scaler", "ahead_scaler", "text", "static", "static_scaler", "static_vocabulary", "provenance"),
         ),
     )
 }

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int16
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from stfm_pipeline.lake import Lake
     from stfm_pipeline.tables import Signal
 
-CODE = (__name__, "stfm_pipeline.tables", "stfm_pipeline.harmonize.scaler")
+CODE = (__name__, "stfm_pipeline.tables", "stfm_pipeline.harmonize.scaler", "stfm_pipeline.side_info.tensors")
 CALENDAR = ("tod", "dow", "holiday")
 KEPT = 2
 STATISTICS = (
@@ -48,8 +48,9 @@ class Problem:
     Entities of a `grid` (height, width) are its cells, row after row.
 
     tensors: mean, std (n c); weight (n c), what an error of one std is worth in the channel's mean std; past_mean,
-    past_std (n f); ahead_mean, ahead_std (n g); zone (n,); spatial (n e); edge_index (2 k), source and target, with
-    edge_weight (k,); seen_tod / seen_dow / seen_holiday: categories training met.
+    past_std (n f); ahead_mean, ahead_std (n g); zone (n,); spatial (n e); static (n s), what never changes, its columns
+    named in `static`; edge_index (2 k), source and target, with edge_weight (k,); seen_tod / seen_dow / seen_holiday:
+    categories training met.
     """
 
     dataset: str
@@ -70,6 +71,7 @@ class Problem:
     loss: str
     tensors: dict[str, Tensor] = field(repr=False, compare=False)
     grid: tuple[int, int] | None = None
+    static: tuple[str, ...] = ()
 
     @property
     def n(self) -> int:
@@ -135,6 +137,7 @@ class Arrays:
     past_observed: Bool[Tensor, "t n f"]
     ahead: Float[Tensor, "t n g"]
     ahead_observed: Bool[Tensor, "t n g"]
+    lead: Int16[Tensor, "t n g"] | None = None
 
     def gather(self, origins: Int[Tensor, " b"], problem: Problem, needs: tuple[str, ...] = ()) -> Window:
         """Windows around each origin (the first step to forecast); side arrays only where needed."""
@@ -143,12 +146,17 @@ class Arrays:
             raise StfmError("a window reaches outside the clock", expected=f"0 to {len(self.values)} steps")
         spans = {"past": (recent, recent), "ahead": (0, horizon)}
         taken = {}
-        for spec in fields(self):
+        for spec in fields(Window):
             source, side = getattr(self, spec.name), spec.name.split("_")[0]
             before, length = spans.get(side, (look_back, look_back + horizon))
             if side in spans and side not in needs:
                 source = source[:, :, :0]
             taken[spec.name] = _slices(source, origins - before, length)
+        if self.lead is not None and "ahead" in needs:
+            # Of a plan that is made bit by bit, a window has what was known at its origin.
+            known = _slices(self.lead, origins, horizon) >= torch.arange(horizon)[:, None, None]
+            taken["ahead_observed"] &= known
+            taken["ahead"] *= known
         return Window(**taken)
 
 
@@ -267,6 +275,7 @@ def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:
     import polars as pl
 
     from stfm_pipeline.harmonize import scaler
+    from stfm_pipeline.side_info.tensors import static_array
     from stfm_pipeline.tables import Signal, entity_hash
 
     def read(stage: str, table: str) -> pl.DataFrame:
@@ -302,6 +311,16 @@ def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:
         else:
             out[side], out[f"{side}_observed"] = np.zeros(shape, np.float32), np.zeros(shape, np.bool_)
             out[f"{side}_mean"], out[f"{side}_std"] = np.zeros((n, 0), np.float32), np.ones((n, 0), np.float32)
+    if "ahead_lead" in stages["enriched"].tables:
+        width = n * len(dense["ahead"])
+        lead = read("enriched", "ahead_lead")["lead"].list.to_array(width).to_numpy()
+        out["lead"] = lead.reshape(len(signal.times), n, -1)
+    static: tuple[str, ...] = ()
+    out["static"] = np.zeros((n, 0), np.float32)
+    if "static" in stages["enriched"].tables:
+        static, out["static"] = static_array(
+            *(read("enriched", t) for t in ("static", "static_scaler", "static_vocabulary"))
+        )
     calendar = read("embedded", "calendar")
     zones = read("embedded", "zones")["zone"].to_list()
     vocabulary = read("embedded", "vocabulary")
@@ -327,6 +346,7 @@ def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:
         "zones": zones,
         "past": dense.get("past", []),
         "ahead": dense.get("ahead", []),
+        "static": static,
         "parts": stages["harmonized"].facts["parts"],
         "grid": stages["harmonized"].facts.get("grid"),
     }
@@ -377,6 +397,7 @@ def _open(folder: Path, name: str, stages: dict[str, Any], look_back: int | None
     arrays = {
         f.name: torch.from_numpy(np.load(folder / f"{f.name}.npy", mmap_mode="c", allow_pickle=False))
         for f in fields(Arrays)
+        if (folder / f"{f.name}.npy").is_file()
     }
     small = (
         "mean",
@@ -388,6 +409,7 @@ def _open(folder: Path, name: str, stages: dict[str, Any], look_back: int | None
         "ahead_std",
         "zone",
         "spatial",
+        "static",
         "edge_index",
         "edge_weight",
     )
@@ -414,6 +436,7 @@ def _open(folder: Path, name: str, stages: dict[str, Any], look_back: int | None
         loss=spec.task.loss,
         tensors=tensors,
         grid=tuple(facts["grid"]) if facts["grid"] else None,
+        static=tuple(facts["static"]),
     )
     times = np.load(folder / "times.npy", allow_pickle=False).astype("datetime64[us]")
     parts: dict[Part, slice] = {p: slice(*bounds) for p, bounds in facts["parts"].items()}

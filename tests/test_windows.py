@@ -20,7 +20,7 @@ from stfm_pipeline.road import materialize
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.steps import STEPS
 from stfm_pipeline.tables import Signal
-from stfm_pipeline.windows import Arrays, Panel, Problem, code_categories, load_panel
+from stfm_pipeline.windows import Arrays, Panel, Problem, Window, code_categories, load_panel
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_gathering_is_naive_slicing_of_every_array(
     recent = min(look_back, day)
     for i, origin in enumerate(origins):
         spans = {"past": slice(origin - recent, origin), "ahead": slice(origin, origin + horizon)}
-        for field in fields(Arrays):
+        for field in fields(Window):
             span = spans.get(field.name.split("_")[0], slice(origin - look_back, origin + horizon))
             assert torch.equal(getattr(window, field.name)[i], getattr(arrays, field.name)[span]), field.name
 

@@ -147,7 +147,7 @@ def lacking(spec: DatasetSpec, settings: Settings) -> list[str]:
             there[source.key] = Path()
         elif not source.optional:
             absent.append(source.key)
-    needed = {t: spec.tables[t] for t in ("observations", *(j.table for j in spec.joins)) if t in spec.tables}
+    needed = {t: spec.tables[t] for t in ("observations", *spec.side_tables) if t in spec.tables}
     return absent or [n for form in needed.values() if not form.ready(there) for n in form.names() if n not in there]
 
 

@@ -26,6 +26,7 @@ SECTIONS = (
     "split",
     "embed",
     "joins",
+    "points",
     "task",
     "facts",
     "benchmark",

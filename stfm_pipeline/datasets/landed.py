@@ -157,7 +157,10 @@ def merge(table: str, old: pl.DataFrame, new: pl.DataFrame | None, names: list[s
         return old
     if table == "observations" and is_dense(old):
         return _merge_dense(old, new, names, width)
-    keys = [k for k in ("entity", "source", "target", "time") if k in old.columns]
+    # A plan that was made anew replaces none that was known before.
+    keys = [k for k in ("entity", "source", "target", "time", "known_at") if k in old.columns]
+    if not keys:
+        return _settled(pl.concat([old, new.select(old.columns).cast(dict(old.schema))]).unique(maintain_order=True))  # type: ignore[arg-type]
     for column in (c for c in old.columns if c not in new.columns):
         new = new.with_columns(pl.lit(None, old.schema[column]).alias(column))
     new = new.select(old.columns).cast(dict(old.schema))  # type: ignore[arg-type]

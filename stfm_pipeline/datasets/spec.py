@@ -27,6 +27,8 @@ TABLE = re.compile(r"[a-z][a-z0-9_]{0,40}")
 Kind = Literal["graph", "grid", "trajectory", "event", "video"]
 Part = Literal["train", "val", "gate", "test"]
 PARTS: tuple[Part, ...] = ("train", "val", "gate", "test")
+# Half of the way around: further away is nothing.
+EARTH_KM = 20_038.0
 
 
 def check_name(name: str) -> str:
@@ -189,16 +191,23 @@ class Join(Model):
     """Side information joined as of the time it was known.
 
     `availability` past: a value stamped t is known at the end of step t (plus `lag`), and never used beyond the origin.
-    `availability` ahead: known for the whole horizon, as a timetable is. `via` says whose value an entity gets: its own
-    (`entity`), or the mean over its neighbours in the training edges, weighted by edge weight (`edges`).
+    `availability` ahead: known for the whole horizon, as a timetable is. A column `known_at` of the table says for each
+    row when it was known, and then holds instead. `availability` static: a row per entity that never changes.
+
+    `via` says whose value an entity gets: its own (`entity`), the mean over its neighbours in the training edges,
+    weighted by edge weight (`edges`), or that of the `nearest` places `within_km` that have one, averaged by inverse
+    distance (`place`). Places have `lon` and `lat` in the side table itself or in the raw table named by `places`.
     `tolerance` is how old an as-of value may be before it counts as missing: only who knows the source can say it.
-    `absent` fills rows the table leaves out.
+    What is missing is masked, or holds `absent` where the table leaves rows out on purpose.
     """
 
     table: str
     columns: tuple[Column, ...] = Field(min_length=1)
-    availability: Literal["past", "ahead"]
-    via: Literal["entity", "edges"] = "entity"
+    availability: Literal["past", "ahead", "static"]
+    via: Literal["entity", "edges", "place"] = "entity"
+    within_km: Real | None = Field(default=None, gt=0, le=EARTH_KM)
+    nearest: Whole = Field(default=1, ge=1, le=64)
+    places: TableName | None = None
     lag: Duration = "0h"
     tolerance: Duration | None = None
     absent: Finite | None = None
@@ -206,9 +215,39 @@ class Join(Model):
     @model_validator(mode="after")
     def _sane(self) -> Join:
         if self.availability == "past" and self.absent is not None:
-            raise ValueError("`absent` is for what is planned; a measurement that is not there is missing")
+            raise ValueError("`absent` is for what is planned or counted; a measurement that is not there is missing")
         if self.availability == "past" and self.tolerance is None:
             raise ValueError("state `tolerance`: how old a value may be, such as 3h, or 0h for its own step alone")
+        if self.via == "place" and self.within_km is None:
+            raise ValueError("state `within_km`: how far away a place may be")
+        if self.via != "place" and (self.within_km is not None or self.nearest > 1 or self.places is not None):
+            raise ValueError("`within_km`, `nearest` and `places` are for `via: place`")
+        if self.availability == "static" and (self.tolerance is not None or self.lag != "0h"):
+            raise ValueError("what never changes has neither `lag` nor `tolerance`")
+        return self
+
+    @property
+    def timed(self) -> bool:
+        return self.availability != "static"
+
+
+class PointsNear(Model):
+    """Points of interest around each entity: a raw table of `lon`, `lat` and a `category`, as static columns.
+
+    Per category, the distance to the nearest (`<category>_nearest_m`) and how many lie within each radius
+    (`<category>_within_<r>km`). Without `category` all points are of one, called like the table; `only` leaves the
+    other categories out. A point whose `entity` is the entity itself is not near it.
+    """
+
+    table: str
+    category: Column | None = None
+    only: tuple[str, ...] = ()
+    radii_km: tuple[Annotated[Real, Field(gt=0, le=EARTH_KM)], ...] = ()
+
+    @model_validator(mode="after")
+    def _sane(self) -> PointsNear:
+        if self.only and self.category is None:
+            raise ValueError("`only` names categories: state the column `category`")
         return self
 
 
@@ -294,6 +333,7 @@ class DatasetSpec(Model):
     split: Split = Split()
     embed: Embed = Embed()
     joins: tuple[Join, ...] = ()
+    points: tuple[PointsNear, ...] = ()
     task: Task
     facts: Facts = Facts()
     benchmark: Benchmark | None = None
@@ -324,7 +364,7 @@ class DatasetSpec(Model):
                 f"steps of {self.harmonize.step} are days of UTC, not of {self.zone}; "
                 "if the times are dates, `zone: UTC` keeps them, their weekdays and holidays"
             )
-        needed = ("observations", *(j.table for j in self.joins)) if self.tables else ()
+        needed = ("observations", *self.side_tables) if self.tables else ()
         if lacking := [t for t in needed if t not in self.tables]:
             raise ValueError(f"tables lacks '{lacking[0]}'")
         return self
@@ -337,6 +377,12 @@ class DatasetSpec(Model):
         """What readers of its tables need to know."""
         units = {c.name: c.unit for c in self.channels}
         return Scene(self.channel_names, self.zone, self.harmonize.step, units=units)
+
+    @property
+    def side_tables(self) -> tuple[str, ...]:
+        """The raw tables that side information is read from, each once."""
+        joined = [t for j in self.joins for t in (j.table, j.places) if t is not None]
+        return tuple(dict.fromkeys([*joined, *(p.table for p in self.points)]))
 
 
 RawTables = dict[str, pl.DataFrame]

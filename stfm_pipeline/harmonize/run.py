@@ -40,7 +40,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def check_raw(spec: DatasetSpec, raw: dict[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
     """Raw tables that keep their contracts; the entity order is that of `entities`, or sorted where there is none."""
     fix = f"mend the source or the reader of '{spec.name}'"
-    if missing := [t for t in ("observations", *(j.table for j in spec.joins)) if t not in raw]:
+    if missing := [t for t in ("observations", *spec.side_tables) if t not in raw]:
         raise ContractError("the reader gives no such tables", found=", ".join(raw), offenders=missing, fix=fix)
     tables = dict(raw)
     dense = is_dense(raw["observations"])

@@ -1,94 +1,157 @@
-"""The enriched stage of a signal: what else was known, past and ahead, beside the values."""
+"""The enriched stage of a signal: what else was known, past and ahead, beside the values, and what never changes."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from stfm_pipeline.datasets.spec import DatasetSpec, Join
 from stfm_pipeline.embed.spatial import adjacency_of
+from stfm_pipeline.errors import ContractError
 from stfm_pipeline.harmonize import scaler
 from stfm_pipeline.harmonize.split import parts_of
-from stfm_pipeline.side_info.join import join_side_table, require_values
+from stfm_pipeline.side_info import account, static
+from stfm_pipeline.side_info.check import leak, never_from_the_future
+from stfm_pipeline.side_info.join import Joined, Scene, join_side_table, require_values
+from stfm_pipeline.side_info.known import ALWAYS, checked, stations_of
 from stfm_pipeline.stage import Result
 from stfm_pipeline.tables import Check, Signal
 
+ONE = slice(0, 1)
+
 
 def enrich(spec: DatasetSpec, raw: dict[str, pl.DataFrame], tables: dict[str, pl.DataFrame]) -> Result:
-    """Dense side signals `past` and `ahead` with scalers fitted on train, and a text per entity."""
+    """Dense side signals `past` and `ahead` with scalers fitted on train, `static` columns, and a text per entity.
+
+    `provenance` says of every joined column from whom each entity got it. Raises `ContractError` on a side table that
+    cannot be joined, or of which nothing fits.
+    """
     entities = tables["entities"]
-    names = entities["entity"].to_list()
-    out: dict[str, pl.DataFrame] = {}
-    shares: dict[str, float] = {}
-    dense: dict[str, list[str]] = {"signal": list(spec.channel_names)}
-    leaks: dict[str, str] = {}
-    if spec.joins:
-        signal = Signal.from_frame(tables["signal"], names, spec.channel_names)
-        parts = parts_of(tables["split"], signal.times)
-        adjacency = adjacency_of(tables["edges"], names)
-        for side in ("past", "ahead"):
-            joins = [j for j in spec.joins if j.availability == side]
-            if not joins:
-                continue
-            found = [join_side_table(raw[j.table], j, signal.times, names, adjacency, signal.step_us) for j in joins]
-            for join, (_, observed) in zip(joins, found, strict=True):
-                require_values(raw[join.table], join, observed, signal.times, names)
-            columns = [c for j in joins for c in j.columns]
-            block = Signal(
-                signal.times,
-                tuple(names),
-                tuple(columns),
-                np.concatenate([v for v, _ in found], axis=2),
-                np.concatenate([o for _, o in found], axis=2),
-            )
-            out[side] = block.to_frame()
-            out[f"{side}_scaler"] = scaler.fit(block, parts["train"], "entity")
-            dense[side] = columns
-            shares |= {c: float(block.observed[..., k].mean()) for k, c in enumerate(columns)}
-            for join, (values, observed) in zip(joins, found, strict=True):
-                if side == "past" and not past_half_holds(
-                    join, raw[join.table], signal.times, names, adjacency, signal.step_us, None, values, observed
-                ):
-                    leaks[join.table] = "rows after a step change what the step shows"
     texts = entities.select("entity", text=pl.col("text").fill_null(pl.format("Entity {}.", "entity")))
     facts: dict[str, Any] = {
-        "dense": dense,
-        "observed_share": shares,
-        "sources": {j.table: f"{j.availability}, via {j.via}, lag {j.lag}" for j in spec.joins},
+        "dense": {"signal": list(spec.channel_names)},
+        "observed_share": {},
+        "sources": {j.table: _said(j) for j in spec.joins},
         "texts": len(texts),
+        "joins": [],
     }
+    out, leaks, origins = {"text": texts}, {}, []
+    if any(j.timed for j in spec.joins):
+        signal = Signal.from_frame(tables["signal"], entities["entity"].to_list(), spec.channel_names)
+        scene = scene_of(spec, signal.times, signal.step_us, entities, tables["edges"])
+        train = parts_of(tables["split"], signal.times)["train"]
+        for side in ("past", "ahead"):
+            joins = [j for j in spec.joins if j.availability == side]
+            found = []
+            for rule in joins:
+                table = checked(raw[rule.table], rule)
+                stations = stations_of(rule, _of(raw))
+                found.append(join_side_table(table, rule, scene, stations, train))
+                require_values(table, rule, found[-1].spread.observed, scene)
+                if problem := leak(rule, table, scene, stations, found[-1]):
+                    leaks[rule.table] = problem
+                facts["joins"].append(account.counts(rule, table, found[-1], _until(tables), train))
+                origins.append(account.provenance(rule, found[-1], entities, train))
+            if joins:
+                block = block_of(joins, found, scene)
+                out |= frames_of(side, block, lead_of(joins, found))
+                out[f"{side}_scaler"] = scaler.fit(block, train, "entity")
+                facts["dense"][side] = list(block.channels)
+                facts["observed_share"] |= {
+                    c: float(block.observed[..., k].mean()) for k, c in enumerate(block.channels)
+                }
+    if spec.points or not all(j.timed for j in spec.joins):
+        found_static, more = _static(spec, raw, entities, tables["edges"], facts)
+        out, origins = out | found_static, origins + more
+    if origins:
+        out["provenance"] = pl.concat(origins)
     checks = [
-        Check(
-            "side_information_never_from_the_future",
-            not leaks,
-            "measured side tables give the same past half when only the rows known by then are joined",
-            leaks,
-        ),
+        never_from_the_future(leaks),
         Check("every_entity_has_a_text", texts["text"].null_count() == 0, "a sentence per entity", {}),
     ]
-    return Result({**out, "text": texts}, facts, checks)
+    return Result(out, facts, checks)
 
 
-def past_half_holds(
-    rule: Join,
-    table: pl.DataFrame,
-    times: NDArray[np.datetime64],
-    names: list[str],
-    adjacency: Any,
-    step: int,
-    stations: list[str] | None,
-    values: NDArray[np.float32],
-    observed: NDArray[np.bool_],
-) -> bool:
-    """Whether the first half comes out the same when only what was known by its end is joined."""
-    half = len(times) // 2
-    if not half:
-        return True
-    cut = pl.lit(times[half].astype(np.int64)).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    # Later values are blanked and not cut off: which stations there are is known throughout.
-    by_then = [pl.when(pl.col("time").dt.convert_time_zone("UTC") < cut).then(c).alias(c) for c in rule.columns]
-    again, mask = join_side_table(table.with_columns(by_then), rule, times[:half], names, adjacency, step, stations)
-    return np.array_equal(again, values[:half]) and np.array_equal(mask, observed[:half])
+def scene_of(spec: DatasetSpec, times: Any, step: int, entities: pl.DataFrame, edges: pl.DataFrame) -> Scene:
+    """What the joins of a dataset work on."""
+    adjacency = adjacency_of(edges, entities["entity"].to_list())
+    return Scene(times, step, spec.task.horizon, entities.select("entity", "lon", "lat"), adjacency)
+
+
+def block_of(joins: list[Join], found: list[Joined], scene: Scene) -> Signal:
+    """The columns of several joins side by side."""
+    return Signal(
+        scene.times,
+        tuple(scene.names),
+        tuple(c for j in joins for c in j.columns),
+        np.concatenate([f.values for f in found], axis=2),
+        np.concatenate([f.observed for f in found], axis=2),
+    )
+
+
+def lead_of(joins: list[Join], found: list[Joined]) -> Any:
+    """Steps (t, n, g) before its own from which each value is known, or None where all are always."""
+    if all(f.lead is None for f in found):
+        return None
+    return np.concatenate([np.full(f.values.shape, ALWAYS, np.int16) if f.lead is None else f.lead for f in found], 2)
+
+
+def frames_of(side: str, block: Signal, lead: Any) -> dict[str, pl.DataFrame]:
+    """A side's dense table, and beside it the leads where there are any."""
+    frame = block.to_frame()
+    if lead is None:
+        return {side: frame}
+    cells = pl.Series(lead.reshape(len(lead), -1)).cast(pl.List(pl.Int16))
+    return {side: frame, f"{side}_lead": pl.DataFrame({"time": frame["time"], "lead": cells})}
+
+
+def _static(
+    spec: DatasetSpec, raw: dict[str, pl.DataFrame], entities: pl.DataFrame, edges: pl.DataFrame, facts: dict[str, Any]
+) -> tuple[dict[str, pl.DataFrame], list[pl.DataFrame]]:
+    """The tables of what never changes, and where it comes from; `facts` say how it went."""
+    scene = scene_of(spec, np.zeros(1, "datetime64[us]"), 1, entities, edges)
+    columns: list[pl.DataFrame] = [entities.select("entity")]
+    words, origins = [], []
+    for rule in (j for j in spec.joins if not j.timed):
+        found, vocabulary = static.attributes(raw[rule.table], rule, stations_of(rule, _of(raw)), scene)
+        words.append(vocabulary)
+        codes = set(vocabulary["column"])
+        cells = {
+            c: np.where(found.observed[0, :, k], found.values[0, :, k], np.nan) for k, c in enumerate(rule.columns)
+        }
+        frame = pl.DataFrame(cells).fill_nan(None)
+        columns.append(
+            frame.with_columns(pl.col(c).cast(pl.Int32 if c in codes else pl.Float64) for c in frame.columns)
+        )
+        facts["joins"].append(account.counts(rule, raw[rule.table], found, None, ONE))
+        origins.append(account.provenance(rule, found, entities, ONE))
+    near = [static.points_near(raw[p.table], p, entities) for p in spec.points]
+    names = Counter(c for frame in (*columns[1:], *near) for c in frame.columns)
+    taken = {*facts["dense"]["signal"], *facts["dense"].get("past", []), *facts["dense"].get("ahead", [])}
+    if double := sorted(c for c, times in names.items() if times > 1 or c in taken):
+        raise ContractError("several columns of side information have one name", offenders=double)
+    table = pl.concat([*columns, *near], how="horizontal")
+    vocabulary = pl.concat([static.NO_WORDS, *words])
+    facts["static"] = [c for c in table.columns if c != "entity"]
+    facts["points"] = {p.table: len(raw[p.table]) for p in spec.points}
+    facts["observed_share"] |= {c: 1 - table[c].null_count() / len(table) for c in facts["static"]}
+    scales = static.scaler(table, vocabulary["column"].unique().to_list())
+    return {"static": table, "static_scaler": scales, "static_vocabulary": vocabulary}, origins
+
+
+def _of(raw: dict[str, pl.DataFrame]) -> Any:
+    return lambda table, columns: raw[table].select(columns).unique()
+
+
+def _until(tables: dict[str, pl.DataFrame]) -> Any:
+    return tables["split"].filter(part="train")["end"][0]
+
+
+def _said(rule: Join) -> str:
+    how = f"via {rule.via}"
+    if rule.via == "place":
+        how += f" within {rule.within_km:g} km, nearest {rule.nearest}"
+    return f"{rule.availability}, {how}, lag {rule.lag}" if rule.timed else f"{rule.availability}, {how}"

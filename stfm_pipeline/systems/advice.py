@@ -157,7 +157,7 @@ def _order(spec: DatasetSpec, facts: Facts, learned_first: bool) -> str:
         rules.append(f"{'learned systems' if learned_first else 'baselines'} first, as {over}")
     else:
         rules.append("baselines first, as there is too little data to measure more")
-    if spec.joins:
+    if any(j.timed for j in spec.joins):
         rules.append("then those that use the declared side information")
     rules.append(f"then those that model {'space' if neighbours_matter(facts) else 'time alone'}; ties by name")
     return ", ".join(rules)
@@ -185,9 +185,9 @@ def _reason(system: System, spec: DatasetSpec, facts: Facts | None) -> str:
     parts = [f"{said}; this system models {sees}"]
     if spatial and gain is None and not facts.neighbours:
         parts[0] += ", of which space is empty here"
-    if spec.joins:
+    if timed := [j.table for j in spec.joins if j.timed]:
         used = _used(system, spec)
-        unused = [j.table for j in spec.joins if j.table not in used]
+        unused = [t for t in timed if t not in used]
         parts += [f"uses {' and '.join(used)}"] if used else []
         parts += [f"leaves {' and '.join(unused)} unused"] if unused else []
     return "; ".join(parts)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from fixtures.scene import TIMES, join, scene_of, table
 from fixtures.synthetic import START, make_spec, tables
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,27 +17,22 @@ from scipy.sparse import csr_array
 from stfm_pipeline.datasets.spec import Join
 from stfm_pipeline.errors import ContractError
 from stfm_pipeline.harmonize.run import harmonize
-from stfm_pipeline.side_info.join import join_side_table
 from stfm_pipeline.side_info.run import enrich
-
-T0 = datetime(2024, 1, 1, tzinfo=UTC)
-STEP = 3_600_000_000
-TIMES = (np.datetime64("2024-01-01T00") + np.arange(8)).astype("datetime64[us]")
-
-
-def table(hours: list[int], values: list[float | None], entity: str = "a") -> pl.DataFrame:
-    return pl.DataFrame(
-        {"entity": [entity] * len(hours), "time": [T0 + timedelta(hours=h) for h in hours], "v": values},
-        schema_overrides={"time": pl.Datetime("us", "UTC")},
-    )
 
 
 def past(**changes: object) -> Join:
     return Join(**{"table": "t", "columns": ("v",), "availability": "past", "tolerance": "2h", **changes})
 
 
+def joined(
+    side: pl.DataFrame, rule: Join, entities: Sequence[str] = ("a",), adjacency: Any = None, times: Any = TIMES
+) -> tuple[Any, Any]:
+    found = join(side, rule, scene_of(entities, adjacency, times))
+    return found.values, found.observed
+
+
 def values(side: pl.DataFrame, rule: Join, entities: tuple[str, ...] = ("a",)) -> list[float | None]:
-    found, mask = join_side_table(side, rule, TIMES, list(entities), np.zeros((len(entities),) * 2), STEP)
+    found, mask = joined(side, rule, entities)
     return [float(v) if o else None for v, o in zip(found[:, 0, 0], mask[:, 0, 0], strict=True)]
 
 
@@ -56,16 +54,14 @@ def test_edges_carry_the_weighted_mean_and_a_station_keeps_its_own() -> None:
     side = pl.concat([table([0], [10.0], "a"), table([0], [40.0], "b")])
     adjacency = np.zeros((4, 4))
     adjacency[0, 2], adjacency[2, 1], adjacency[0, 1] = 1.0, 2.0, 5.0
-    found, mask = join_side_table(
-        side, past(via="edges"), TIMES[:2], ["a", "b", "c", "far"], csr_array(adjacency), STEP
-    )
+    found, mask = joined(side, past(via="edges"), ["a", "b", "c", "far"], csr_array(adjacency), TIMES[:2])
     assert found[0, :, 0].tolist() == pytest.approx([10, 40, 30, 0])
     assert mask[0, :, 0].tolist() == [True, True, True, False]
 
 
 def test_a_missing_column_is_named() -> None:
     with pytest.raises(ContractError, match="lacks columns") as caught:
-        join_side_table(table([0], [1.0]), past(columns=("w",)), TIMES, ["a"], np.zeros((1, 1)), STEP)
+        joined(table([0], [1.0]), past(columns=("w",)))
     assert caught.value.offenders == ["w"]
 
 
@@ -161,7 +157,7 @@ def test_side_times_are_instants_whatever_their_zone_and_naive_ones_are_refused(
 
 def test_an_entity_gets_its_own_value_and_no_other() -> None:
     side = pl.concat([table([0], [10.0], "a"), table([0], [99.0], "stranger")])
-    found, mask = join_side_table(side, past(), TIMES[:2], ["z", "a"], np.ones((2, 2)), STEP)
+    found, mask = joined(side, past(), ["z", "a"], np.ones((2, 2)), TIMES[:2])
     assert found[0, :, 0].tolist() == [0, 10]
     assert mask[0, :, 0].tolist() == [False, True]
 
@@ -170,9 +166,7 @@ def test_along_edges_only_stations_with_a_value_share_the_weight() -> None:
     side = pl.concat([table([0, 1], [10.0, 20.0], "a"), table([0], [40.0], "b")])
     adjacency = np.zeros((3, 3))
     adjacency[2, 0], adjacency[2, 1] = 1.0, 3.0
-    found, mask = join_side_table(
-        side, past(via="edges", tolerance="0h"), TIMES[:2], ["a", "b", "c"], csr_array(adjacency), STEP
-    )
+    found, mask = joined(side, past(via="edges", tolerance="0h"), ["a", "b", "c"], csr_array(adjacency), TIMES[:2])
     assert found[:, 2, 0].tolist() == pytest.approx([(10 + 3 * 40) / 4, 20])
     assert mask[:, :, 0].tolist() == [[True, True, True], [True, False, True]]
 

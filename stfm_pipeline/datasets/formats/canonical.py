@@ -13,7 +13,8 @@ from stfm_pipeline.datasets.formats.base import Form, Scene, dated, open_frame, 
 from stfm_pipeline.datasets.formats.numbers import numbers
 
 TEXT = ("entity", "source", "target", "zone", "text")
-KEYS = {"entities": ("entity",), "edges": ("source", "target", "weight")}
+TIMES = ("time", "known_at")
+KEYS = {"observations": ("entity", "time"), "entities": ("entity",), "edges": ("source", "target", "weight")}
 
 
 class Canonical(Form):
@@ -51,13 +52,15 @@ class Inline(Form):
         columns = dict.fromkeys(k for row in self.rows for k in row)
         frame = pl.DataFrame([_column(c, [row.get(c) for row in self.rows]) for c in columns])
         here = Path("the list of rows")
-        figures = [c for c in columns if c not in (*TEXT, "time")]
+        # What a side table says of its own may be text.
+        mine = table in KEYS
+        figures = [c for c in columns if c not in (*TEXT, *TIMES) and (mine or frame.schema[c] != pl.String)]
         return _canonical(table, here, numbers(table, here, frame, figures), scene)
 
 
 def _column(name: str, cells: list[Any]) -> pl.Series:
     """Cells as they are where all are numbers, else as text: what is to become of it is decided by the column."""
-    if name not in (*TEXT, "time") and not any(isinstance(cell, str | datetime) for cell in cells):
+    if name not in (*TEXT, *TIMES) and not any(isinstance(cell, str | datetime) for cell in cells):
         return pl.Series(name, cells, pl.Float64)
     plain = [cell.isoformat(timespec="microseconds") if isinstance(cell, datetime) else cell for cell in cells]
     return pl.Series(name, [None if cell is None else str(cell) for cell in plain], pl.String)
@@ -66,10 +69,10 @@ def _column(name: str, cells: list[Any]) -> pl.Series:
 def _canonical(table: str, path: Path, frame: pl.DataFrame, scene: Scene) -> pl.DataFrame:
     """With numbers in double precision and UTC times; naive ones are civil in the dataset's zone."""
     # Observations that are dense hold lists over entities instead of naming them.
-    keys = ("time",) if pl.List in frame.dtypes else KEYS.get(table, ("entity", "time"))
+    # What a side table needs is known to the join that reads it.
+    keys = ("time",) if pl.List in frame.dtypes else KEYS.get(table, ())
     frame = pick(table, path, frame, keys)
     names = [c for c in TEXT if c in frame.columns and frame.schema[c] != pl.String]
     frame = frame.with_columns(pl.col(names).cast(pl.String), pl.selectors.integer().exclude(names).cast(pl.Float64))
-    if "time" in frame.columns:
-        frame = frame.with_columns(dated(table, path, frame["time"], scene.zone, None, "keep").alias("time"))
-    return frame
+    times = [c for c in TIMES if c in frame.columns]
+    return frame.with_columns(dated(table, path, frame[c], scene.zone, None, "keep").alias(c) for c in times)

@@ -204,7 +204,8 @@ class Long(Form):
     """A row per entity and time: csv, tsv or parquet. `columns` maps our names to the file's.
 
     `time` may be several columns (year, month, day, hour, minute). Without `entity`, all rows are of `one_entity`.
-    `offsets: ignore` reads times that are written with a Z or an offset as the civil times they are.
+    `offsets: ignore` reads times that are written with a Z or an offset as the civil times they are. A side table's
+    `known_at` is the column that says when a row was known.
     """
 
     format: Literal["long"]
@@ -214,6 +215,7 @@ class Long(Form):
     time: str | Annotated[tuple[str, ...], Field(min_length=3, max_length=6)] = "time"
     time_format: str | None = None
     offsets: Literal["keep", "ignore"] = "keep"
+    known_at: str | None = None
     columns: dict[str, str] = Field(default={})
     separator: Separator | None = None
     only: dict[str, str] = Field(default={}, description="keep rows where these columns hold these values")
@@ -271,8 +273,9 @@ class Long(Form):
         names, stamps = self._keys()
         for column, value in self.only.items():
             frame = pick(table, path, frame, [column]).filter(pl.col(column) == value)
-        pick(table, path, frame, [*names, *stamps])
-        there = [c for c in frame.columns if c not in (*names, *stamps) and frame.schema[c].is_numeric()]
+        told = [] if self.known_at is None else [self.known_at]
+        pick(table, path, frame, [*names, *stamps, *told])
+        there = [c for c in frame.columns if c not in (*names, *stamps, *told) and frame.schema[c].is_numeric()]
         mapping = self.mapping(table, scene, there)
         pick(table, path, frame, list(mapping.values()))
         if text := [c for c in mapping.values() if not frame.schema[c].is_numeric() and frame.schema[c] != pl.Null]:
@@ -286,10 +289,12 @@ class Long(Form):
                 f"{table}: nothing says whose rows these are", fix="name the column `entity`, or `one_entity`"
             )
         stamp = _moments(table, path, frame.select(stamps)) if len(stamps) > 1 else frame[stamps[0]]
+        known = {} if self.known_at is None else {"known_at": frame[self.known_at]}
         who = pl.col(names[0]).cast(pl.String) if names else pl.lit(self.one_entity)
         return frame.select(
             entity=who,
             time=dated(table, path, stamp, scene.zone, self.time_format, self.offsets),
+            **{c: dated(table, path, s, scene.zone, self.time_format, self.offsets) for c, s in known.items()},
             **{ours: pl.col(theirs).cast(pl.Float64) for ours, theirs in mapping.items()},
         )
 

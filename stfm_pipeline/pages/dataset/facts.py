@@ -55,7 +55,7 @@ def channel(c: Channel) -> dict[str, str]:
 def side(join: Join, enriched: Stage | None) -> dict[str, Any]:
     """One join in words, with the observed share of its columns."""
     shares = enriched.facts.get("observed_share", {}) if enriched else {}
-    known = "known ahead, for the whole horizon"
+    known = "known ahead, for the whole horizon" if join.timed else "never changes"
     if join.availability == "past":
         known = "known at the end of its step" + (
             f", {duration(lag)} later" if (lag := step_us(join.lag, zero=True)) else ""
@@ -67,9 +67,16 @@ def side(join: Join, enriched: Stage | None) -> dict[str, Any]:
         "table": join.table,
         "columns": {c: shares.get(c) for c in join.columns},
         "known": known,
-        "whose": "its own" if join.via == "entity" else "mean of linked entities, by edge weight",
+        "whose": _whose(join),
         "absent": "missing" if join.absent is None else f"{join.absent:g}",
     }
+
+
+def _whose(join: Join) -> str:
+    if join.via == "place":
+        who = "the nearest place" if join.nearest == 1 else f"mean of the {join.nearest} nearest places, by distance,"
+        return f"{who} within {join.within_km:g} km that has a value"
+    return "its own" if join.via == "entity" else "mean of linked entities, by edge weight"
 
 
 def split(d: Loaded) -> list[dict[str, Any]]:
