@@ -40,10 +40,10 @@ def leaking(what: str) -> Iterator[None]:
         edges = _correlations(spec, found)
         return Result({**found.tables, "edges": edges}, found.facts, found.checks)
 
-    def one_ahead(table: Any, rule: Any, times: Any, places: Any, step: int) -> Any:
+    def one_ahead(table: Any, rule: Any, times: Any, places: Any, step: int, counted: slice) -> Any:
         import numpy as np
 
-        return as_of(table, rule, times + np.timedelta64(step, "us"), places, step)
+        return as_of(table, rule, times + np.timedelta64(step, "us"), places, step, counted)
 
     module, name, bad = {
         "scaler": (scaler, "fit", on_everything),

@@ -314,7 +314,7 @@ def _harmonized_config(spec: DatasetSpec) -> Any:
 
 def _enriched_config(spec: DatasetSpec) -> Any:
     """Of a plan that changes, windows see the row that the first of them can use, so their length counts."""
-    return [_pick("joins", "points")(spec), spec.task.horizon]
+    return [_pick("joins", "poi")(spec), spec.task.horizon]
 
 
 def _pick(*fields: str) -> Callable[[DatasetSpec], Any]:

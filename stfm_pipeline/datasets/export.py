@@ -26,7 +26,7 @@ SECTIONS = (
     "split",
     "embed",
     "joins",
-    "points",
+    "poi",
     "task",
     "facts",
     "benchmark",

@@ -333,7 +333,7 @@ class DatasetSpec(Model):
     split: Split = Split()
     embed: Embed = Embed()
     joins: tuple[Join, ...] = ()
-    points: tuple[PointsNear, ...] = ()
+    poi: tuple[PointsNear, ...] = ()
     task: Task
     facts: Facts = Facts()
     benchmark: Benchmark | None = None
@@ -382,7 +382,7 @@ class DatasetSpec(Model):
     def side_tables(self) -> tuple[str, ...]:
         """The raw tables that side information is read from, each once."""
         joined = [t for j in self.joins for t in (j.table, j.places) if t is not None]
-        return tuple(dict.fromkeys([*joined, *(p.table for p in self.points)]))
+        return tuple(dict.fromkeys([*joined, *(p.table for p in self.poi)]))
 
 
 RawTables = dict[str, pl.DataFrame]

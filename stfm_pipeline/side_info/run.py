@@ -63,7 +63,7 @@ def enrich(spec: DatasetSpec, raw: dict[str, pl.DataFrame], tables: dict[str, pl
                 facts["observed_share"] |= {
                     c: float(block.observed[..., k].mean()) for k, c in enumerate(block.channels)
                 }
-    if spec.points or not all(j.timed for j in spec.joins):
+    if spec.poi or not all(j.timed for j in spec.joins):
         found_static, more = _static(spec, raw, entities, tables["edges"], facts)
         out, origins = out | found_static, origins + more
     if origins:
@@ -128,7 +128,7 @@ def _static(
         )
         facts["joins"].append(account.counts(rule, raw[rule.table], found, None, ONE))
         origins.append(account.provenance(rule, found, entities, ONE))
-    near = [static.points_near(raw[p.table], p, entities) for p in spec.points]
+    near = [static.points_near(raw[p.table], p, entities) for p in spec.poi]
     names = Counter(c for frame in (*columns[1:], *near) for c in frame.columns)
     taken = {*facts["dense"]["signal"], *facts["dense"].get("past", []), *facts["dense"].get("ahead", [])}
     if double := sorted(c for c, times in names.items() if times > 1 or c in taken):
@@ -136,7 +136,7 @@ def _static(
     table = pl.concat([*columns, *near], how="horizontal")
     vocabulary = pl.concat([static.NO_WORDS, *words])
     facts["static"] = [c for c in table.columns if c != "entity"]
-    facts["points"] = {p.table: len(raw[p.table]) for p in spec.points}
+    facts["poi"] = {p.table: len(raw[p.table]) for p in spec.poi}
     facts["observed_share"] |= {c: 1 - table[c].null_count() / len(table) for c in facts["static"]}
     scales = static.scaler(table, vocabulary["column"].unique().to_list())
     return {"static": table, "static_scaler": scales, "static_vocabulary": vocabulary}, origins

@@ -608,7 +608,7 @@ def test_places_that_are_none_are_named(tmp_path: Path, read: Read) -> None:
     [
         ("observations", "ent,time,speed\na,2024-01-01,1\n", r"entity \(nearest: ent\)"),
         ("entities", "name,lon\na,1\n", "entity"),
-        ("weather", "entity,temp\na,1\n", "time"),
+        ("edges", "source,weight\na,1\n", "target"),
     ],
 )
 def test_a_canonical_table_without_its_keys_is_refused(

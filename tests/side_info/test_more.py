@@ -64,7 +64,7 @@ def part(frame: pl.DataFrame, start: float, stop: float) -> pl.DataFrame:
 @pytest.fixture
 def live(lake: Lake, settings: Settings) -> dict[str, pl.DataFrame]:
     whole = sides()
-    spec = make_spec(NAME, joins=JOINS, points=(PointsNear(table="poi", category="kind", radii_km=(50.0,)),))
+    spec = make_spec(NAME, joins=JOINS, poi=(PointsNear(table="poi", category="kind", radii_km=(50.0,)),))
     export(spec, {t: part(f, 0, 50) for t, f in whole.items()}, folder(), NAME)
     down_the_road(lake, settings)
     return whole

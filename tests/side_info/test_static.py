@@ -98,7 +98,7 @@ def test_attributes_that_cannot_be_joined_are_named(sites: pl.DataFrame, said: s
 
 
 def test_points_are_counted_around_each_entity_and_its_own_is_not_near_it() -> None:
-    table = enriched(points=(NEAR,)).tables["static"]
+    table = enriched(poi=(NEAR,)).tables["static"]
     a = table.row(0, named=True)
     assert a["school_nearest_m"] == pytest.approx(8518, abs=10)
     assert a["airport_nearest_m"] == pytest.approx(69_900, abs=200), "the other one: its own is itself"
@@ -109,12 +109,12 @@ def test_points_are_counted_around_each_entity_and_its_own_is_not_near_it() -> N
 
 def test_points_of_no_category_and_those_left_out() -> None:
     near = PointsNear(table="poi", category="kind", only=("school",))
-    assert enriched(joins=(), points=(near,)).facts["static"] == ["school_nearest_m"]
-    assert enriched(joins=(), points=(PointsNear(table="poi"),)).facts["static"] == ["poi_nearest_m"]
+    assert enriched(joins=(), poi=(near,)).facts["static"] == ["school_nearest_m"]
+    assert enriched(joins=(), poi=(PointsNear(table="poi"),)).facts["static"] == ["poi_nearest_m"]
     with pytest.raises(ContractError, match="none of a category"):
-        enriched(points=(PointsNear(table="poi", category="kind", only=("pub",)),))
+        enriched(poi=(PointsNear(table="poi", category="kind", only=("pub",)),))
     with pytest.raises(ContractError, match="lack columns"):
-        enriched(points=(PointsNear(table="poi", category="sort"),))
+        enriched(poi=(PointsNear(table="poi", category="sort"),))
 
 
 @settings(deadline=None, max_examples=30)
@@ -142,7 +142,7 @@ def test_counts_are_those_of_all_distances(
 def test_a_model_reads_them_standardised_with_a_mask(
     lake: Lake, settings: Settings, add_dataset: Callable[[Dataset], Dataset]
 ) -> None:
-    spec = make_spec(joins=(OWN,), points=(NEAR,))
+    spec = make_spec(joins=(OWN,), poi=(NEAR,))
     add_dataset(Dataset(spec=spec, read=lambda _: tables() | {"sites": SITES, "poi": POINTS}, module=MODULE))
     for stage in STEPS:
         outcome = materialize("synthetic", stage, lake, settings)
