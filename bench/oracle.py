@@ -58,6 +58,11 @@ def contenders() -> dict[str, tuple[Contender, ...]]:
     net = get_system("graph-wavenet")
     given = replace(net, build=partial(GraphWaveNet, adaptive=False))
     return {
+        "advected-field": (
+            Contender(get_system("simvp"), goal=True),
+            Contender(get_system("stid")),
+            Contender(get_system("dlinear")),
+        ),
         "diffusing-graph": (
             Contender(net, goal=True),
             Contender(given, "given edges alone", goal=True),
