@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.fuzz import odd
+from bench.fuzz import odd_arrays, odd_hdf, odd_netcdf, odd_tables, odd_text
 from bench.fuzz.damage import damaged
 from bench.fuzz.seeds import Scene, scenes
 
@@ -25,12 +25,12 @@ def _csv_header(data: bytes) -> bool:
 
 
 def _h5_header(data: bytes) -> bool:
-    """The file opens, and lists what the group of its frame holds."""
+    """The file opens, and lists what it (or the group of its frame) holds."""
     import h5py
 
     try:
         with h5py.File(io.BytesIO(data), "r") as file:
-            return bool(sorted(file["df"]))
+            return bool(sorted(file.get("df", file)))
     except Exception:
         return False
 
@@ -68,6 +68,21 @@ def _parquet_header(data: bytes) -> bool:
         return False
 
 
+def _netcdf_header(data: bytes) -> bool:
+    """The file opens, and lists its variables."""
+    import h5py
+    from scipy.io import netcdf_file
+
+    try:
+        if data.startswith(b"\x89HDF"):
+            with h5py.File(io.BytesIO(data), "r") as file:
+                return bool(sorted(file))
+        with netcdf_file(io.BytesIO(data), mmap=False) as old:
+            return bool(sorted(old.variables))
+    except Exception:
+        return False
+
+
 def _yaml_header(data: bytes) -> bool:
     """It is YAML, and a mapping."""
     import yaml
@@ -100,12 +115,13 @@ class Reader:
 READERS = {
     r.name: r
     for r in (
-        Reader("csv", 0.2, (".csv", ".geo", ".rel", ".dyna"), odd.csv, _csv_header),
-        Reader("h5", 0.2, (".h5",), odd.h5, _h5_header),
-        Reader("npz", 0.15, (".npz",), odd.npz, _npz_header),
-        Reader("npy", 0.15, (".npy",), odd.any_npy, _npy_header),
-        Reader("parquet", 0.15, (".parquet",), odd.parquet, _parquet_header),
-        Reader("yaml", 0.15, (".yaml",), odd.yaml, _yaml_header),
+        Reader("csv", 0.16, (".csv", ".geo", ".rel", ".dyna"), odd_text.csv, _csv_header),
+        Reader("h5", 0.16, (".h5",), odd_hdf.h5, _h5_header),
+        Reader("npz", 0.12, (".npz",), odd_arrays.npz, _npz_header),
+        Reader("npy", 0.12, (".npy",), odd_arrays.any_npy, _npy_header),
+        Reader("parquet", 0.12, (".parquet",), odd_tables.parquet, _parquet_header),
+        Reader("netcdf", 0.2, (".nc",), odd_netcdf.netcdf_file, _netcdf_header),
+        Reader("yaml", 0.12, (".yaml",), odd_text.yaml, _yaml_header),
     )
 }
 

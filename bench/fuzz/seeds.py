@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -146,9 +148,46 @@ def two_blocks(file: Any) -> None:
         group.create_dataset(f"block{i}_values", data=cells[:, part].astype(kind), chunks=(24, 1), compression="gzip")
 
 
+def slots(file: Any) -> None:
+    """Crowd flows in the form of TaxiBJ."""
+    days = [str(d).replace("-", "") for d in times().astype("datetime64[D]")]
+    file["date"] = np.array([f"{d}{i % 24 + 1:02d}".encode() for i, d in enumerate(days)])
+    file.create_dataset("data", data=values(2).reshape(STEPS, 2, 2, 2), chunks=(24, 2, 2, 2), compression="gzip")
+
+
+def field() -> Any:
+    """A variable over time, latitude and longitude, as reanalyses come."""
+    import xarray as xr
+
+    cells = 280 + values(6).reshape(STEPS, len(NAMES), 6) / 10
+    hours = 1_086_960 + np.arange(STEPS)
+    return xr.Dataset(
+        {"t2m": (("time", "latitude", "longitude"), cells.astype(np.float32), {"units": "K"})},
+        coords={
+            "time": (
+                "time",
+                hours,
+                {"standard_name": "time", "units": "hours since 1900-01-01", "calendar": "standard"},
+            ),
+            "latitude": ("latitude", 55.0 - np.arange(4), {"units": "degrees_north", "standard_name": "latitude"}),
+            "longitude": ("longitude", 350.0 + np.arange(6), {"units": "degrees_east", "standard_name": "longitude"}),
+        },
+    )
+
+
+def netcdf(data: Any, engine: str) -> bytes:
+    """The bytes of a dataset as NetCDF-4 (h5netcdf) or NetCDF-3 (scipy)."""
+    with tempfile.TemporaryDirectory(prefix="stfm-fuzz-") as folder:
+        path = Path(folder, "x.nc")
+        data.to_netcdf(path, engine=engine)
+        return path.read_bytes()
+
+
 WIDE = "observations: {format: wide, file: x.csv, time: time}"
 TENSOR = "observations: {{format: tensor, file: {}, start: 2024-01-01T00:00:00}}"
 FLOW = "  - {name: flow, unit: cars}\n  - {name: speed, unit: mph}"
+FIELD = ("observations: {format: gridded, file: x.nc, columns: {temp_k: t2m}}",)
+TEMP = "  - {name: temp_k, unit: K, minimum: 200, maximum: 330}"
 JOIN = "joins:\n  - {table: weather, columns: [speed_there], availability: past, tolerance: 3h}\n"
 
 
@@ -186,6 +225,9 @@ def scenes() -> dict[str, Scene]:
         ),
         "pandas hdf5": Scene(yaml("observations: {format: wide, file: x.h5, key: df}"), {"x.h5": hdf(pandas_frame)}),
         "pandas hdf5, blocks": Scene(yaml("observations: {format: wide, file: x.h5}"), {"x.h5": hdf(two_blocks)}),
+        "city hdf5": Scene(
+            yaml("observations: {format: st_resnet, file: x.h5}", channels=FLOW, kind="grid"), {"x.h5": hdf(slots)}
+        ),
         "tensor npz": Scene(
             yaml(TENSOR.format("x.npz"), "edges: {format: matrix, file: m.npz}", channels=FLOW),
             {
@@ -201,6 +243,8 @@ def scenes() -> dict[str, Scene]:
             yaml("observations: {format: wide, file: x.parquet, time: time}"), {"x.parquet": parquet(frame())}
         ),
         "long parquet": Scene(yaml("observations: {format: long, file: x.parquet}"), {"x.parquet": parquet(rows())}),
+        "netcdf-4": Scene(yaml(*FIELD, channels=TEMP, kind="grid"), {"x.nc": netcdf(field(), "h5netcdf")}),
+        "netcdf-3": Scene(yaml(*FIELD, channels=TEMP, kind="grid"), {"x.nc": netcdf(field(), "scipy")}),
         "canonical parquet": Scene(
             yaml("observations: {format: canonical, file: x.parquet}"), {"x.parquet": parquet(rows())}
         ),

@@ -17,12 +17,14 @@ from bench.fuzz import Worker, fuzz, table
 from bench.fuzz.readers import READERS, case
 from bench.fuzz.seeds import scenes
 from bench.fuzz.worker import left, road
-from stfm_pipeline.datasets.formats import read_tables
+from stfm_pipeline.datasets.formats import read_here, read_tables
 from stfm_pipeline.datasets.formats.base import Scene
 from stfm_pipeline.datasets.formats.canonical import Canonical
+from stfm_pipeline.datasets.formats.gridded import Gridded
 from stfm_pipeline.datasets.formats.hdf import read_pandas_hdf
 from stfm_pipeline.datasets.formats.series import Wide
 from stfm_pipeline.errors import ContractError, SourceError
+from stfm_pipeline.settings import Settings
 
 HASHES = (
     "import hashlib; from bench.fuzz.readers import READERS, case\n"
@@ -30,7 +32,7 @@ HASHES = (
 )
 
 
-@pytest.mark.parametrize("name", ["wide csv", "pandas hdf5, blocks", "tensor npz"])
+@pytest.mark.parametrize("name", ["wide csv", "pandas hdf5, blocks", "tensor npz", "netcdf-4"])
 def test_what_is_damaged_was_whole_before(home: Path, name: str) -> None:
     (home / "datasets").mkdir(parents=True)
     for file, data in {**scenes()[name].files, "fuzz.yaml": scenes()[name].yaml.encode()}.items():
@@ -117,3 +119,41 @@ def test_times_that_calendars_cannot_count_are_refused(tmp_path: Path) -> None:
     pl.DataFrame({"time": times, "a": [1.0, 2.0]}).write_parquet(tmp_path / "x.parquet")
     with pytest.raises(ContractError, match="beyond the years 1000 to 9000"):
         _read(tmp_path / "x.parquet", Wide(format="wide", file="x.parquet", time="time"))
+
+
+GRIDDED = Gridded(format="gridded", file="x.nc", columns={"temp_k": "t2m"})
+
+
+def _scene() -> Scene:
+    return Scene(("temp_k",), "UTC", "1h", units={"temp_k": "K"})
+
+
+def test_a_fragile_file_is_read_in_a_process_of_its_own_and_comes_out_the_same(tmp_path: Path) -> None:
+    (tmp_path / "x.nc").write_bytes(scenes()["netcdf-4"].files["x.nc"])
+    here, apart, files = _scene(), _scene(), {"x.nc": tmp_path / "x.nc"}
+    one = read_here("observations", GRIDDED, files, here)
+    assert GRIDDED.fragile(files)
+    other = read_tables({"observations": GRIDDED}, files, apart)
+    assert one.equals(other["observations"])
+    assert one.schema == other["observations"].schema
+    assert here.cells is not None
+    assert here.cells.equals(other["entities"])
+    assert here.entities == apart.entities
+    with pytest.raises(ContractError, match="variables") as found:
+        read_tables({"observations": GRIDDED.model_copy(update={"columns": {"temp_k": "t3m"}})}, files, _scene())
+    assert "expected: t3m" in str(found.value)
+
+
+@pytest.mark.parametrize(("said", "found"), [("kill -SEGV $$", "SIGSEGV"), ("echo gone >&2; exit 3", "code 3: gone")])
+def test_a_reader_that_breaks_takes_nobody_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, found: str
+) -> None:
+    (tmp_path / "x.nc").write_bytes(scenes()["netcdf-4"].files["x.nc"])
+    script = tmp_path / "python"
+    script.write_text(f"#!/bin/sh\n{said}\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    with pytest.raises(SourceError, match="broke on it") as error:
+        read_tables({"observations": GRIDDED}, {"x.nc": tmp_path / "x.nc"}, _scene())
+    assert found in str(error.value)
+    assert not [p for p in Settings().cache.rglob("*") if p.is_file()]

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import polars as pl
 from pydantic import Field
 
+from stfm_pipeline.datasets.formats.apart import read_apart
 from stfm_pipeline.datasets.formats.base import Form, Scene
 from stfm_pipeline.datasets.formats.canonical import Canonical, Inline
 from stfm_pipeline.datasets.formats.city import StResNet, UniST
@@ -50,6 +51,9 @@ class FirstOf(Form):
     def ready(self, files: dict[str, Path]) -> bool:
         return any(option.ready(files) for option in self.options)
 
+    def fragile(self, files: dict[str, Path]) -> bool:
+        return next(o for o in self.options if o.ready(files)).fragile(files)
+
     def read(self, table: str, files: dict[str, Path], scene: Scene) -> pl.DataFrame:
         return next(o for o in self.options if o.ready(files)).read(table, files, scene)
 
@@ -75,7 +79,7 @@ Table = Annotated[
 
 
 # Delta Lake has no such columns, or gives them back as others.
-UNKEPT = (pl.Time, pl.Duration, pl.Float16, pl.Int128, pl.UInt128, pl.Enum, pl.Array, pl.Object)
+UNKEPT = (pl.Time, pl.Duration, pl.Float16, pl.Int128, pl.UInt128, pl.Enum, pl.Array, pl.Map, pl.Object)
 
 
 def read_tables(tables: dict[str, Table], files: dict[str, Path], scene: Scene) -> dict[str, pl.DataFrame]:
@@ -105,6 +109,10 @@ def read_tables(tables: dict[str, Table], files: dict[str, Path], scene: Scene) 
 
 
 def _read(name: str, table: Table, files: dict[str, Path], scene: Scene) -> pl.DataFrame:
+    return (read_apart if table.fragile(files) else read_here)(name, table, files, scene)
+
+
+def read_here(name: str, table: Table, files: dict[str, Path], scene: Scene) -> pl.DataFrame:
     """A table; whatever a file may hold that no reader foresaw is an error that names the file."""
     try:
         frame = table.read(name, files, scene)

@@ -20,7 +20,8 @@ from stfm_pipeline.errors import MAX_OFFENDERS, ContractError, SourceError
 from stfm_pipeline.tables import dense_observations, step_us, to_utc
 
 EARLIEST, LATEST = (int(np.datetime64(f"{year}-01-01", "us").astype(np.int64)) for year in (1000, 9000))
-INFLATES, SMALL = 100, 256 * 1024**2
+# What deflate can make of a byte, and a little more.
+INFLATES, SMALL = 1100, 256 * 1024**2
 NULLS = ("", "NA", "NaN", "nan", "null", "NULL", "None")
 PICKLES = (".pkl", ".pickle", ".pk")
 TEXT = (".csv", ".tsv", ".txt", ".gz", ".geo", ".rel", ".dyna")
@@ -98,6 +99,10 @@ class Form(Model):
     def ready(self, files: dict[str, Path]) -> bool:
         """Whether every file is there (an optional one may not be)."""
         return all(f in files for f in self.names())
+
+    def fragile(self, files: dict[str, Path]) -> bool:
+        """Whether a damaged file could bring down the process that reads it."""
+        return False
 
     def read(self, table: str, files: dict[str, Path], scene: Scene) -> pl.DataFrame:
         raise NotImplementedError
@@ -225,7 +230,7 @@ def _dated(table: str, path: Path, column: pl.Series, zone: str, form: str | Non
             found=f"{column.dtype}: {column.head(3).to_list()}",
             fix="name the column of times, several that make one up ([year, month, day, hour]), or a `time_format`",
         )
-    column = _of_this_age(table, path, column.dt.cast_time_unit("us"))
+    column = of_this_age(table, path, column.dt.cast_time_unit("us"))
     if getattr(column.dtype, "time_zone", None) is not None:
         return column.dt.convert_time_zone("UTC")
     moments = to_moments(column, zone)
@@ -240,7 +245,7 @@ def _dated(table: str, path: Path, column: pl.Series, zone: str, form: str | Non
     return moments
 
 
-def _of_this_age(table: str, path: Path, column: pl.Series) -> pl.Series:
+def of_this_age(table: str, path: Path, column: pl.Series) -> pl.Series:
     """Times (microseconds) if calendars can count them; far beyond, even printing one fails."""
     stamps = column.to_physical()
     if len(far := stamps.filter((stamps < EARLIEST) | (stamps > LATEST))):

@@ -22,9 +22,11 @@ from stfm_pipeline.datasets.formats.base import (
     check_box,
     in_box,
     lay_out,
+    of_this_age,
     only_observations,
     refuse_bomb,
 )
+from stfm_pipeline.datasets.formats.hdf import is_hdf
 from stfm_pipeline.datasets.formats.units import same_unit
 from stfm_pipeline.errors import MAX_OFFENDERS, ContractError
 from stfm_pipeline.tables import CELLS_AT_ONCE, dense_observations, step_us
@@ -74,6 +76,10 @@ class Gridded(Form):
     every: Annotated[Whole, Field(ge=1)] = 1
     stamp: Literal["time", "bounds"] = "time"
 
+    def fragile(self, files: dict[str, Path]) -> bool:
+        """NetCDF-4 is HDF5, whose library crashes on damaged lists of axes."""
+        return any(files[name].is_file() and is_hdf(files[name]) for name in self.names())
+
     def read(self, table: str, files: dict[str, Path], scene: Scene) -> pl.DataFrame:
         only_observations(table)
         paths = [files[name] for name in self.names()]
@@ -97,7 +103,8 @@ class Gridded(Form):
                     _fill(values[channel][done : done + len(times)], field, layer)
             done += len(times)
         lay_out(scene, height, width, *(places or ()))
-        moments = pl.Series(np.concatenate(stamps)).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+        moments = of_this_age(table, paths[0], pl.Series(np.concatenate(stamps)).cast(pl.Datetime("us")))
+        moments = moments.dt.replace_time_zone("UTC")
         return dense_observations(moments, values)
 
     def _layer(self, table: str, path: Path, sets: list[Dataset], scene: Scene) -> Layer:
