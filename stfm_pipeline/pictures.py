@@ -43,7 +43,7 @@ def _dates(axis: Axes) -> None:
     import matplotlib.dates
 
     dates: Any = matplotlib.dates  # its constructors carry no types
-    locator = dates.AutoDateLocator(minticks=3, maxticks=6)
+    locator = dates.AutoDateLocator(minticks=3, maxticks=7)
     axis.xaxis.set_major_locator(locator)
     axis.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
     axis.xaxis.get_offset_text().set_fontsize(7)
@@ -62,12 +62,17 @@ def markdown_image(png: bytes, alt: str) -> str:
 
 def cells_png(share: np.ndarray[Any, Any]) -> bytes:
     """Shares (rows, columns) from 0 to 1 as a PNG of one pixel per cell: the fuller, the less transparent the blue."""
-    from PIL import Image
-
     pixels = np.zeros((*share.shape, 4), np.uint8)
     pixels[..., :3] = CELL_TONE
     # A cell with anything in it is told from an empty one.
     pixels[..., 3] = np.where(share > 0, np.round(40 + 215 * share), 0)
+    return pixels_png(pixels)
+
+
+def pixels_png(pixels: np.ndarray[Any, Any]) -> bytes:
+    """Colours (rows, columns, 4) in bytes as a PNG."""
+    from PIL import Image
+
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "png", optimize=True)
     return buffer.getvalue()

@@ -116,3 +116,10 @@ def test_leaderboard_picture_has_room_for_every_channel(channels: int) -> None:
 
 def test_markdown_image_is_a_data_uri() -> None:
     assert markdown_image(b"png", "a picture") == "![a picture](data:image/png;base64,cG5n)"
+
+
+@pytest.mark.parametrize("hours", [60, 67, 71, 80])
+def test_a_few_days_have_their_ticks(hours: int) -> None:
+    found = harmonized(4)
+    few = {**found, "signal": found["signal"][:hours]}
+    assert_small(stage_picture("harmonized", few, SPEC, {}))

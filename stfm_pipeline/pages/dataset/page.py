@@ -9,7 +9,7 @@ from typing import Any
 from stfm_pipeline.datasets.spec import DatasetSpec
 from stfm_pipeline.lake import Lake, Stage
 from stfm_pipeline.pages.base import linkable, source_line, templates
-from stfm_pipeline.pages.dataset import coverage, facts, places, seasons, values
+from stfm_pipeline.pages.dataset import coverage, facts, field, places, seasons, values
 from stfm_pipeline.pages.dataset.loaded import Loaded, load
 
 STAGES = ("raw", "harmonized", "embedded", "enriched")
@@ -76,6 +76,7 @@ def _measured(d: Loaded, lake: Lake) -> tuple[dict[str, Any], dict[str, Any]]:
     drawn = {
         "split_chart": facts.split_chart(d, split),
         "map": places.places(d, lake),
+        "fields": field.fields(d, DRAWN) if "grid" in d.stages["harmonized"].facts else None,
         "strips": strips,
         "cell": cell,
         "histograms": histograms,

@@ -13,6 +13,7 @@ from stfm_pipeline.embed.spatial import adjacency_of, stand_in_coordinates
 from stfm_pipeline.lake import Lake
 from stfm_pipeline.pages.axis import Axis, linear
 from stfm_pipeline.pages.chart import Chart
+from stfm_pipeline.pages.dataset import field
 from stfm_pipeline.pages.dataset.loaded import Loaded
 
 EDGES = 600
@@ -20,7 +21,6 @@ TITLED = 400
 LABELLED = 150
 FRAMES = 64
 LETTERS = 12
-GOLDEN_ANGLE = 137.508
 WIDEST, NARROWEST = 2.2, 1.6
 Floats = NDArray[np.float64]
 
@@ -44,6 +44,8 @@ def places(d: Loaded, lake: Lake) -> dict[str, Any]:
     edges = lake.read(d.stages["harmonized"], "edges")
     spatial = lake.read(d.stages["embedded"], "spatial") if "embedded" in d.stages else None
     patch = np.zeros(len(names), np.int64) if spatial is None else spatial["patch"].cast(pl.Int64).to_numpy()
+    if "grid" in d.stages["harmonized"].facts:
+        return _of_grid(d, spatial is not None, patch)
     layout, notes = _layout(d, edges, spatial)
     if spatial is None:
         notes.append(f"Patches come with `stfm run {d.spec.name} --until embedded`.")
@@ -56,6 +58,18 @@ def places(d: Loaded, lake: Lake) -> dict[str, Any]:
         "patches": [] if spatial is None else _patches(names, patch),
         "linked": len(linked),
         "framed": _framed(layout, patch),
+    }
+
+
+def _of_grid(d: Loaded, cut: bool, patch: NDArray[np.int64]) -> dict[str, Any]:
+    """Cells are pixels; no edges are drawn between them."""
+    notes = [] if cut else [f"Patches come with `stfm run {d.spec.name} --until embedded`."]
+    return {
+        "notes": notes,
+        "chart": field.patches(d, patch) if cut else None,
+        "patches": _patches(list(d.signal.entities), patch) if cut else [],
+        "linked": 0,
+        "framed": False,
     }
 
 
@@ -181,7 +195,7 @@ def _box(dot: Floats, toward: Floats, length: float) -> Floats:
 
 def tone(patch: int) -> str:
     """Neighbouring patches have neighbouring codes; the golden angle sets their hues far apart, greens by lightness."""
-    return f"--h:{round(patch * GOLDEN_ANGLE) % 360};--dl:{8 * (patch % 3 - 1)}%"
+    return f"--h:{round(patch * field.GOLDEN_ANGLE) % 360};--dl:{8 * (patch % 3 - 1)}%"
 
 
 def _patches(names: list[str], patch: NDArray[np.int64]) -> list[dict[str, Any]]:
