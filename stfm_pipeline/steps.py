@@ -194,6 +194,8 @@ def _split_rule(spec: DatasetSpec) -> dict[str, Any]:
     rule = spec.split.model_dump(mode="json")
     if rule["of"] == "windows":
         rule["windows"] = spec.task.model_dump(mode="json", include={"look_back", "horizon"})
+    if spec.task.clip is not None:
+        rule["clip"] = spec.task.clip
     return rule
 
 

@@ -95,3 +95,15 @@ class LinearGaussian:
         # The last digits of a product of matrices are not the same everywhere.
         by_step = {k: [round(float(v), DIGITS) for v in steps] for k, (steps, _) in scores.items()}
         return {self.channel: {**by_step, "avg": {k: round(float(v), DIGITS) for k, (_, v) in scores.items()}}}
+
+
+@dataclass(frozen=True)
+class Determined:
+    """Data without noise: the bound is 0 at every step, and `claim` says for whom."""
+
+    channels: tuple[str, ...]
+    claim: str
+
+    def optimum(self, horizon: int) -> dict[str, Any]:
+        none = [0.0] * horizon
+        return {c: {"mae": none, "rmse": none, "avg": {"mae": 0.0, "rmse": 0.0}} for c in self.channels}

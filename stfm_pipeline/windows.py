@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stfm_pipeline.datasets.catalog import get_dataset
-from stfm_pipeline.datasets.spec import Part
+from stfm_pipeline.datasets.spec import Part, in_clips
 from stfm_pipeline.errors import StfmError
 from stfm_pipeline.fingerprint import code_version, fingerprint
 from stfm_pipeline.large import passes, release, room
@@ -183,15 +183,18 @@ class Panel:
     inputs: dict[str, str]
     seen: Bool[Tensor, " t"]
     codes: Int[Tensor, "t z k"]
+    clip: int | None = None
 
     def origins(self, part: Part) -> Int[Tensor, " w"]:
         """First target steps of the part's windows: targets lie inside the part, look-back may reach before it.
 
         A window without any observed target, as over a weekend that nobody measured, has nothing to teach or to score.
+        Where the clock is clips, a window lies within one.
         """
         span, horizon = self.parts[part], self.problem.horizon
         first = max(span.start, self.problem.look_back)
-        found = torch.arange(first, max(first, span.stop - horizon + 1))
+        every = torch.arange(first, max(first, span.stop - horizon + 1))
+        found: Tensor = in_clips(every, self.clip, self.problem.look_back, horizon)
         count = torch.cat([torch.zeros(1, dtype=torch.long), self.seen.long().cumsum(0)])
         return found[count[found + horizon] > count[found]]
 
@@ -443,4 +446,4 @@ def _open(folder: Path, name: str, stages: dict[str, Any], look_back: int | None
     seen = torch.from_numpy(np.load(folder / "seen.npy", allow_pickle=False))
     codes = torch.from_numpy(np.load(folder / "codes.npy", mmap_mode="c", allow_pickle=False))
     inputs = {k: s.data_version for k, s in stages.items()}
-    return Panel(problem, Arrays(**arrays), parts, times, inputs, seen, codes)
+    return Panel(problem, Arrays(**arrays), parts, times, inputs, seen, codes, spec.task.clip)

@@ -252,11 +252,27 @@ class PointsNear(Model):
 
 
 class Task(Model):
-    """The forecasting protocol the dataset is judged by; lengths in steps."""
+    """The forecasting protocol the dataset is judged by; lengths in steps.
+
+    With `clip`, the clock is clips of so many steps that have nothing to do with one another: a window lies within one,
+    and parts of the split begin and end with clips.
+    """
 
     look_back: Whole = Field(gt=0)
     horizon: Whole = Field(gt=0)
     loss: Literal["mae", "mse"] = "mae"
+    clip: Whole | None = None
+
+    @model_validator(mode="after")
+    def _sane(self) -> Task:
+        if self.clip is not None and self.clip < self.look_back + self.horizon:
+            raise ValueError(f"clips of {self.clip} steps hold no window of {self.look_back} + {self.horizon}")
+        return self
+
+
+def in_clips(origins: Any, clip: int | None, look_back: int, horizon: int) -> Any:
+    """The origins, an array or a tensor of steps, whose windows lie within one clip; without clips, all of them."""
+    return origins if clip is None else origins[(origins - look_back) % clip + look_back + horizon <= clip]
 
 
 class Facts(Model):

@@ -28,6 +28,17 @@ def draw(times: NDArray[np.datetime64], rule: Split, task: Task) -> pl.DataFrame
         edges = np.round(np.cumsum((0.0, *cast("tuple[float, ...]", rule.ratios))) * t).astype(int)
         counts = np.diff(edges)
     bounds = np.concatenate([[0], np.cumsum(counts)])
+    if task.clip is not None and rule.counts is None:
+        bounds[1:-1] = np.round(bounds[1:-1] / task.clip) * task.clip
+    if task.clip is not None and (
+        cut := [f"{p}: {b}" for p, b in zip(PARTS, bounds[:-1], strict=True) if b % task.clip]
+    ):
+        raise ContractError(
+            "the split cuts through clips",
+            expected=f"parts that start at multiples of {task.clip} steps",
+            offenders=cut,
+            fix="make the split's counts whole clips",
+        )
     if bounds[-1] > t:
         raise ContractError(
             "the split is longer than the data", expected=f"{bounds[-1]} steps", found=f"{t} steps", fix="shorten it"

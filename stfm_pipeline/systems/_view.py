@@ -58,6 +58,7 @@ def load(spec: DatasetSpec, lake: Lake, stage: Stage) -> View:
     pool = _pool(n, target, edges)
     start = max(parts["train"].start, stop - CELLS // (len(pool) * c))
     start = min(start, max(parts["train"].start, boundary - 2 * (spec.task.look_back + spec.task.horizon)))
+    start -= start % (spec.task.clip or 1)
     values = np.zeros((stop - start, len(pool), c), np.float32)
     observed = np.zeros(values.shape, np.bool_)
     times = np.zeros(len(values), "datetime64[us]")

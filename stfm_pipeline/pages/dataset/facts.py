@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from stfm_pipeline.datasets.spec import PARTS, Channel, DatasetSpec, Join
+from stfm_pipeline.datasets.spec import PARTS, Channel, DatasetSpec, Join, in_clips
 from stfm_pipeline.lake import Stage
 from stfm_pipeline.pages.axis import Axis, duration
 from stfm_pipeline.pages.chart import Chart
@@ -34,6 +34,8 @@ def protocol(spec: DatasetSpec) -> dict[str, str]:
         "Scaled": f"z-score on the training part, per {rule.scale_per}",
         "Rows sharing a step": SHARED[rule.duplicates],
     }
+    if spec.task.clip is not None:
+        terms["Clips"] = f"{steps(spec.task.clip)} each; no window crosses from one into the next"
     if rule.outliers:
         terms["Outliers masked"] = f"beyond {rule.outliers.threshold:g} scaled MADs of the entity's training median"
     return terms
@@ -87,6 +89,7 @@ def split(d: Loaded) -> list[dict[str, Any]]:
     for part, start, end in zip(PARTS, times_of(d.split["start"]), times_of(d.split["end"]), strict=True):
         span = d.parts[part]
         first = np.arange(max(span.start, task.look_back), max(0, span.stop - task.horizon + 1))
+        first = in_clips(first, task.clip, task.look_back, task.horizon)
         rows.append(
             {
                 "part": part,
