@@ -18,7 +18,7 @@ CHECKS: dict[str, dict[str, str]] = {
         "scaler_from_training_part_alone": "Cut off after the training part, the table gives the same scaler.",
         "every_part_is_observed": "No part of the split is little but a gap.",
         "parts_in_order": "Train, val, gate and test follow one another.",
-        "facts_match": "The table is as large as its documentation says.",
+        "facts_match": "Size, edges and gaps of the table are those of its documentation.",
     },
     "embedded": {
         "calendar_is_complete": "Every step has its civil time in every zone.",

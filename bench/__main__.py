@@ -24,9 +24,10 @@ PARTS = {
     "fuzz": "bench.fuzz",
     "oracle": "bench.oracle",
     "leaks": "bench.leaks",
+    "contracts": "bench.contracts",
 }
 
-WHEN_NAMED = ("drift", "replay-aa", "serve", "faults", "fuzz", "oracle", "leaks")
+WHEN_NAMED = ("drift", "replay-aa", "serve", "faults", "fuzz", "oracle", "leaks", "contracts")
 
 
 def main(arguments: list[str]) -> None:

@@ -20,7 +20,7 @@ from stfm_pipeline.splits import split_version
 from stfm_pipeline.stage import NEVER, Extension, Result, Tail
 from stfm_pipeline.tables import Check, is_dense
 
-GROUND = ("stfm_pipeline.tables", "stfm_pipeline.stage")
+GROUND = ("stfm_pipeline.tables", "stfm_pipeline.stage", "stfm_pipeline.large")
 
 
 @dataclass(frozen=True)
@@ -343,7 +343,7 @@ STEPS: dict[str, Step] = {
             "Regular in time, in data units, with a mask instead of holes; the split is frozen and scalers are fitted "
             "on its training part.",
             ("raw",),
-            (*GROUND, "stfm_pipeline.harmonize"),
+            (*GROUND, "stfm_pipeline.harmonize", "stfm_pipeline.datasets.formats.base"),
             _harmonized_config,
             _harmonized,
             _more_harmonized,

@@ -276,10 +276,26 @@ def in_clips(origins: Any, clip: int | None, look_back: int, horizon: int) -> An
 
 
 class Facts(Model):
-    """What the documentation promises about the data; `harmonized` refuses to publish anything else."""
+    """What the documentation promises about the data; `harmonized` refuses to publish anything else.
+
+    `missing` is the share of cells without a value by channel, to three places; `edges` are those of the training part.
+    """
 
     steps: Whole | None = None
     entities: Whole | None = None
+    edges: Whole | None = None
+    missing: dict[str, Share] = Field(default={})
+
+    def unlike(self, found: dict[str, Any], goes_on: bool) -> dict[str, str]:
+        """Where the facts of a harmonized stage are others; a dataset that goes on is of another length by now."""
+        counts = ("entities", "edges") if goes_on else ("steps", "entities", "edges")
+        stated = {k: getattr(self, k) for k in counts}
+        odd = {k: f"expected {n}, found {found[k]}" for k, n in stated.items() if n is not None and n != found[k]}
+        for channel, share in self.missing.items() if not goes_on else ():
+            there = 1 - found["observed_share"][channel]
+            if abs(share - there) > 0.0005:
+                odd[f"missing {channel}"] = f"expected {share:.3f}, found {there:.3f}"
+        return odd
 
 
 class Published(Model):
@@ -373,6 +389,10 @@ class DatasetSpec(Model):
         names = [*self.channel_names, *sides]
         if double := sorted({n for n in names if names.count(n) > 1}):
             raise ValueError(f"two channels or side columns are called '{double[0]}'")
+        if unknown := sorted(set(self.facts.missing) - set(self.channel_names)):
+            raise ValueError(
+                f"facts.missing names the channel '{unknown[0]}'; there are {', '.join(self.channel_names)}"
+            )
         if not self.seasons:
             raise ValueError(f"steps of {self.harmonize.step} have no usual season: state `seasons`")
         if step_us(self.harmonize.step) >= DAY_US and leaves_utc(self.zone):

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stfm_pipeline.datasets.spec import Channel, Outliers
+from stfm_pipeline.tables import stretches
 
 Values = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -39,6 +40,12 @@ def observed_values(
         known &= single <= np.float32(channel.maximum)
     counts["out_of_range"] += left - int(np.count_nonzero(known))
     return single, known
+
+
+def is_masked(values: Values, observed: Mask) -> bool:
+    """Whether observed cells of (t, n, c) are finite and all others hold 0."""
+    parts = stretches(len(values), values[0].size if len(values) else 1)
+    return all(np.isfinite(values[p]).all() and not np.where(observed[p], 0, values[p]).any() for p in parts)
 
 
 def mask_outliers(values: Values, observed: Mask, rule: Outliers, train: slice) -> NDArray[np.int64]:

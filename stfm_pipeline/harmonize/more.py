@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from stfm_pipeline.datasets.spec import DatasetSpec, Harmonize
 from stfm_pipeline.harmonize import split
 from stfm_pipeline.harmonize.gather import Gathered, gather
+from stfm_pipeline.harmonize.mask import is_masked
 from stfm_pipeline.harmonize.run import EPOCH, fill_absent, rule_now
 from stfm_pipeline.stage import NEVER, Extension, Tail
 from stfm_pipeline.tables import Check, Signal, step_us
@@ -87,7 +88,7 @@ def extend(
     signal = Signal(found.times, tuple(names), spec.channel_names, found.values, found.observed)
     checks = [
         Check("regular_clock", bool((found.times == times[kept:]).all()), "every new step has the stated length", {}),
-        Check("masked_values_are_finite", bool(np.isfinite(found.values).all()), "unobserved cells hold 0", {}),
+        Check("masked_values_are_finite", is_masked(found.values, found.observed), "unobserved cells hold 0", {}),
     ]
     return Extension({**tables, "signal": Tail(kept, signal.to_frame())}, new, checks, first)
 

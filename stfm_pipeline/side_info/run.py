@@ -10,7 +10,7 @@ import polars as pl
 
 from stfm_pipeline.datasets.spec import DatasetSpec, Join
 from stfm_pipeline.embed.spatial import adjacency_of
-from stfm_pipeline.errors import ContractError
+from stfm_pipeline.errors import MAX_OFFENDERS, ContractError
 from stfm_pipeline.harmonize import scaler
 from stfm_pipeline.harmonize.split import parts_of
 from stfm_pipeline.side_info import account, static
@@ -68,9 +68,15 @@ def enrich(spec: DatasetSpec, raw: dict[str, pl.DataFrame], tables: dict[str, pl
         out, origins = out | found_static, origins + more
     if origins:
         out["provenance"] = pl.concat(origins)
+    silent = texts.filter(pl.col("text").fill_null("").str.strip_chars() == "")["entity"].to_list()
     checks = [
         never_from_the_future(leaks),
-        Check("every_entity_has_a_text", texts["text"].null_count() == 0, "a sentence per entity", {}),
+        Check(
+            "every_entity_has_a_text",
+            not silent,
+            "a sentence per entity",
+            {"blank": ", ".join(silent[:MAX_OFFENDERS])} if silent else {},
+        ),
     ]
     return Result(out, facts, checks)
 
