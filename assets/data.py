@@ -15,7 +15,11 @@ CHECKS: dict[str, dict[str, str]] = {
     "harmonized": {
         "regular_clock": "Every step has the stated length.",
         "masked_values_are_finite": "Observed cells are finite, unobserved cells hold 0.",
-        "scaler_from_training_part_alone": "Cut off after the training part, the table gives the same scaler.",
+        "ranges_kept": "Observed values lie inside their channel's range.",
+        "units_stated": "Every channel has a unit.",
+        "learned_from_training_part_alone": "Cut off after the training part, the table teaches the same.",
+        "adjacency_as_declared": "Edges are symmetric or declared directed, weights above 0, nobody is alone unnamed.",
+        "components_sum_and_look_back": "Parts sum to the value they are parts of, and know nothing of what follows.",
         "every_part_is_observed": "No part of the split is little but a gap.",
         "parts_in_order": "Train, val, gate and test follow one another.",
         "facts_match": "Size, edges and gaps of the table are those of its documentation.",

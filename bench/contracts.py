@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -181,6 +181,16 @@ def _swapped(known: Any) -> Any:
     return draw
 
 
+def _raised(known: Any) -> Any:
+    """Parts that are a little more than they sum to."""
+
+    def components(*arguments: Any) -> Any:
+        found = known(*arguments)
+        return replace(found, values=np.where(found.observed, found.values + np.float32(0.5), 0).astype(np.float32))
+
+    return components
+
+
 def _everything(known: Any) -> Any:
     return lambda signal, train, *rest: known(signal, slice(None), *rest)
 
@@ -261,7 +271,6 @@ BREAKS = (
         "a channel has no unit",
         spec={"channels": [{"name": "level", "unit": " "}, {"name": "count", "unit": "events", "absent": 0}]},
     ),
-    Break("harmonized", "scaler_from_training_part_alone", "a scaler knows everything", code=lambda: leaking("scaler")),
     Break(
         "harmonized", "learned_from_training_part_alone", "a scaler knows everything", code=lambda: leaking("scaler")
     ),
@@ -270,6 +279,13 @@ BREAKS = (
         "adjacency_as_declared",
         "edges lead one way, and nobody declared it",
         spec={"harmonize": {"step": "1h", "adjacency": {"kind": "given"}}},
+    ),
+    Break(
+        "harmonized",
+        "components_sum_and_look_back",
+        "parts sum to more than the value",
+        spec={"harmonize": {"step": "1h", "decompose": {"period": 24, "levels": 2}}},
+        code=faulty("harmonize.decompose:components", wrap=_raised),
     ),
     Break(
         "harmonized",

@@ -122,7 +122,7 @@ class Forecaster:
         problem = Problem.from_config(config["problem"], under("problem."))
         code = folder / OWN_CODE
         system = own.load(code, config["system"]) if code.is_file() else get_system(config["system"])
-        module = system.build(problem)
+        module = system.module(problem)
         module.load_state_dict(under("module."))
         module.eval()
         return cls(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -19,6 +19,9 @@ from stfm_pipeline.sources import fetch, identity
 from stfm_pipeline.splits import split_version
 from stfm_pipeline.stage import NEVER, Extension, Result, Tail
 from stfm_pipeline.tables import Check, is_dense
+
+if TYPE_CHECKING:
+    from stfm_pipeline.harmonize.more import Published
 
 GROUND = ("stfm_pipeline.tables", "stfm_pipeline.stage", "stfm_pipeline.large")
 
@@ -150,15 +153,13 @@ def try_out(dataset: Dataset, parts: tuple[Part, ...], lake: Lake, settings: Set
     raw = _raw_with(dataset, parts, lake, settings, old) if old is not None and old.blocks else None
     found: Result | Extension | None = None
     if old is not None and raw is not None and signal is not None and signal.inputs["raw"] == old.data_version:
-        first = more.first_new(signal.facts, raw.since, spec.harmonize.step)
-        before, change = lake.tail(old, "observations", first), raw.tables.get("observations")
+        before = lake.tail(old, "observations", more.read_from(signal.facts, raw.since, spec.harmonize))
+        change = raw.tables.get("observations")
         if before is not None and raw.passed:
             after = before.frame
             if isinstance(change, Tail):
                 after = pl.concat([after[: change.first - before.first], change.frame])
-            names = lake.read(signal, "entities")["entity"].to_list()
-            frozen = lake.read(signal, "split")
-            found = more.extend(spec, signal.facts, names, frozen, before.frame, after, raw.since)
+            found = more.extend(spec, _published(lake, spec, old, signal), before.frame, after, raw.since)
     if raw is None or found is None:
         try_whole(dataset, parts, lake, settings)
     else:
@@ -224,19 +225,23 @@ def _more_harmonized(dataset: Dataset, lake: Lake, settings: Settings, old: Stag
 
     now = lake.require(dataset.spec.name, "raw")
     was = lake.as_made_of(dataset.spec.name, "raw", old.inputs["raw"])
-    first = more.first_new(old.facts, since, dataset.spec.harmonize.step)
+    rule = dataset.spec.harmonize
+    first = more.read_from(old.facts, since, rule)
     before = None if was is None else lake.tail(was, "observations", first)
     after = lake.tail(now, "observations", first)
     if before is None or after is None:
         return None
-    return more.extend(
-        dataset.spec,
-        old.facts,
-        lake.read(old, "entities")["entity"].to_list(),
-        lake.read(old, "split"),
-        before.frame,
-        after.frame,
-        since,
+    return more.extend(dataset.spec, _published(lake, dataset.spec, now, old), before.frame, after.frame, since)
+
+
+def _published(lake: Lake, spec: DatasetSpec, raw: Stage, signal: Stage) -> Published:
+    from stfm_pipeline.harmonize.more import Published
+
+    return Published(
+        signal.facts,
+        lake.read(raw if spec.harmonize.coarsen else signal, "entities"),
+        lambda table: lake.read(signal, table) if table in signal.tables else None,
+        lambda start, stop: lake.read_rows(signal, "signal", start, stop),
     )
 
 
@@ -343,11 +348,11 @@ STEPS: dict[str, Step] = {
             "Regular in time, in data units, with a mask instead of holes; the split is frozen and scalers are fitted "
             "on its training part.",
             ("raw",),
-            (*GROUND, "stfm_pipeline.harmonize", "stfm_pipeline.datasets.formats.base"),
+            (*GROUND, "stfm_pipeline.harmonize", "stfm_pipeline.datasets.formats.base", "stfm_pipeline.datasets.rules"),
             _harmonized_config,
             _harmonized,
             _more_harmonized,
-            ("entities", "edges", "split", "scaler"),
+            ("entities", "edges", "split", "scaler", "mask", "climatology", "profile", "strength"),
         ),
         Step(
             "embedded",

@@ -303,7 +303,7 @@ def fit(
     began = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = system.build(panel.problem)
+        module = system.module(panel.problem)
         rule = training or system.training
         if rule is None:
             module.fit(panel)  # type: ignore[operator]

@@ -216,7 +216,7 @@ def _begin(panel: Panel, system: System, settings: Settings, start: str, split: 
     if champion.system != system.name:
         return Beginning({"start": SCRATCH, "why": f"the champion is of {champion.system}"})
     weights = {k: v.detach() for k, v in champion.module.named_parameters()}
-    if (why := misfit(system.build(panel.problem), weights)) is not None:
+    if (why := misfit(system.module(panel.problem), weights)) is not None:
         return Beginning({"start": SCRATCH, "why": f"version {crowned.version}: {why}"})
     seen = seen_until(champion.lineage)
     if seen["train"] > datetime.fromisoformat(split["train"][1]) or chosen_on(seen, split):
@@ -313,6 +313,7 @@ def _train_seed(
 def sources_of(lake: Lake, name: str) -> dict[str, Any]:
     """Which raw bytes and which tables a dataset's current stages are."""
     stages = {s: lake.require(name, s) for s in ("raw", "harmonized", "embedded", "enriched")}
+    rule = get_dataset(name).spec.harmonize
     return {
         "dataset": name,
         "licence": get_dataset(name).spec.licence,
@@ -324,7 +325,7 @@ def sources_of(lake: Lake, name: str) -> dict[str, Any]:
         },
         "split": split_of(lake, stages["harmonized"]),
         "split_version": stages["harmonized"].facts["split_version"],
-        "scaler": {"per": get_dataset(name).spec.harmonize.scale_per, "fitted_on": "train"},
+        "scaler": {"scale": rule.scale, "per": rule.scale_per, "fitted_on": "train"},
     }
 
 

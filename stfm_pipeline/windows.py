@@ -32,7 +32,13 @@ if TYPE_CHECKING:
     from stfm_pipeline.lake import Lake
     from stfm_pipeline.tables import Signal
 
-CODE = (__name__, "stfm_pipeline.tables", "stfm_pipeline.harmonize.scaler", "stfm_pipeline.side_info.tensors")
+CODE = (
+    __name__,
+    "stfm_pipeline.tables",
+    "stfm_pipeline.harmonize.scaler",
+    "stfm_pipeline.harmonize.climatology",
+    "stfm_pipeline.side_info.tensors",
+)
 CALENDAR = ("tod", "dow", "holiday")
 KEPT = 2
 STATISTICS = (
@@ -45,7 +51,8 @@ STATISTICS = (
 class Problem:
     """What a model is told before it is built: sizes, names, and small tensors that are data, not weights.
 
-    Entities of a `grid` (height, width) are its cells, row after row.
+    Entities of a `grid` (height, width) are its cells, row after row. `mean` and `std` are the scaler's offset and
+    scale, also where it is no z-score; `climatology` (time of day, month, n, c) is there where the dataset has one.
 
     tensors: mean, std (n c); weight (n c), what an error of one std is worth in the channel's mean std; past_mean,
     past_std (n f); ahead_mean, ahead_std (n g); zone (n,); spatial (n e); static (n s), what never changes, its columns
@@ -277,7 +284,7 @@ def _forget(name: str, cache: Path) -> None:
 def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:
     import polars as pl
 
-    from stfm_pipeline.harmonize import scaler
+    from stfm_pipeline.harmonize import climatology, scaler
     from stfm_pipeline.side_info.tensors import static_array
     from stfm_pipeline.tables import Signal, entity_hash
 
@@ -342,6 +349,8 @@ def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:
     ends = [edges[k].replace_strict(code, return_dtype=pl.Int64).to_numpy() for k in ("source", "target")]
     out["edge_index"] = np.stack(ends)
     out["edge_weight"] = edges["weight"].to_numpy().astype(np.float32)
+    if "climatology" in stages["harmonized"].tables:
+        out["climatology"] = climatology.array(read("harmonized", "climatology"), n, c)
     facts = {
         "entities": names,
         "channels": channels,
@@ -418,7 +427,8 @@ def _open(folder: Path, name: str, stages: dict[str, Any], look_back: int | None
     )
     tensors = {
         k: torch.from_numpy(np.load(folder / f"{k}.npy", allow_pickle=False))
-        for k in (*small, *(f"seen_{f}" for f in CALENDAR))
+        for k in (*small, *(f"seen_{f}" for f in CALENDAR), "climatology")
+        if (folder / f"{k}.npy").is_file()
     }
     problem = Problem(
         dataset=name,

@@ -69,7 +69,7 @@ def without(panel: Panel, group: str) -> Panel | None:
 
 def blinded(system: System, trained: nn.Module, panel: Panel, blank: Panel) -> nn.Module:
     """A trained module that sees what `blank` knows: its weights stay, what it keeps of its problem is the blank's."""
-    before, other = system.build(panel.problem).state_dict(), system.build(blank.problem)
+    before, other = system.module(panel.problem).state_dict(), system.module(blank.problem)
     learned = dict(trained.named_parameters())
     state = other.state_dict()
     for name, tensor in trained.state_dict().items():

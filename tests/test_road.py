@@ -56,7 +56,7 @@ def test_changed_code_runs_its_stage_and_what_is_below(enriched: Lake, monkeypat
         ("embed", "temporal.py", '"""Civil time:', '"""Local time:', []),
         ("side_info", "partners.py", "total > 0", "total > 1", ["enriched"]),
         ("harmonize", "mask.py", "1.4826", "1.5", ["harmonized", "embedded", "enriched"]),
-        ("harmonize", "scaler.py", "thin = count < 2", "thin = count < 9", ["harmonized", "embedded", "enriched"]),
+        ("harmonize", "scaler.py", "total < 2", "total < 9", ["harmonized", "embedded", "enriched"]),
     ],
 )
 def test_an_edited_constant_runs_its_stage_and_what_is_below_and_nothing_above(

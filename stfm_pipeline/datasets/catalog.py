@@ -19,7 +19,7 @@ from stfm_pipeline.parts import members
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.sources import LocalSource, at_hand
 
-_NOT_DATASETS = {"spec", "catalog", "formats", "yaml_file", "export", "landed"}
+_NOT_DATASETS = {"spec", "rules", "catalog", "formats", "yaml_file", "export", "landed"}
 _registered: dict[str, Dataset] = {}
 
 

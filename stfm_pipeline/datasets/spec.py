@@ -17,6 +17,17 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from stfm_pipeline.datasets.formats import Table
 from stfm_pipeline.datasets.formats.base import Box, Model, Moment, Real, Scene, Whole, check_box
+from stfm_pipeline.datasets.rules import (
+    Adjacency,
+    Coarsen,
+    Correlation,
+    Decompose,
+    Filter,
+    Finite,
+    Lattice,
+    Outliers,
+    Phase,
+)
 from stfm_pipeline.errors import StfmError, UsageError
 from stfm_pipeline.sources import Source
 from stfm_pipeline.tables import DAY_US, is_zone, leaves_utc, step_us
@@ -102,13 +113,14 @@ TableName = Annotated[str, AfterValidator(_check_table)]
 Edge = Annotated[Moment, AfterValidator(_check_edge)]
 Share = Annotated[Real, Field(ge=0, le=1)]
 Count = Annotated[Whole, Field(ge=0)]
-Finite = Annotated[Real, Field(allow_inf_nan=False)]
 
 
 class Channel(Model):
     """A measured quantity. Values outside [minimum, maximum] and values equal to a `missing` code become unobserved.
 
     `absent` is the value of a step without any row: 0 for a count of events, None (unobserved) for a measurement.
+    `aggregate` makes one value of the rows that share a step, where at least `at_least` of them hold one; without it
+    `duplicates` of `harmonize` rules.
     """
 
     name: Column
@@ -118,6 +130,8 @@ class Channel(Model):
     maximum: Finite | None = None
     missing: tuple[Real, ...] = ()
     absent: Finite | None = None
+    aggregate: Literal["mean", "sum", "min", "max", "first", "last"] | None = None
+    at_least: Annotated[Whole, Field(ge=1)] = 1
 
     @model_validator(mode="after")
     def _sane(self) -> Channel:
@@ -127,20 +141,17 @@ class Channel(Model):
             raise ValueError(f"minimum {low:g} is above maximum {high:g}")
         if self.absent is not None and not low <= self.absent <= high:
             raise ValueError(f"absent {self.absent:g} is outside [{low:g}, {high:g}]")
+        if self.at_least > 1 and self.aggregate is None:
+            raise ValueError("`at_least` counts the rows of a step: state `aggregate`, what becomes of them")
         return self
-
-
-class Outliers(Model):
-    """Mask values further than `threshold` scaled median absolute deviations from the entity's training median."""
-
-    threshold: Real = Field(gt=0)
 
 
 class Harmonize(Model):
     """How raw observations become a regular signal. `step` is a polars duration such as `1h` or `5m`.
 
     Rows are floored to the step that contains them. `start` (inclusive) and `end` (exclusive) bound the clock; without
-    them it spans the observations.
+    them it spans the observations. `filters` mask values in the order given; a series of which a smaller share than
+    `min_observed` is then observed in training is masked whole. Without `adjacency`, edges are those given, if any.
     """
 
     step: Step
@@ -148,12 +159,23 @@ class Harmonize(Model):
     end: Edge | None = None
     duplicates: Literal["error", "first", "last", "mean"] = "error"
     outliers: Outliers | None = None
+    filters: tuple[Filter, ...] = ()
+    coarsen: Coarsen | None = None
+    min_observed: Share = 0.0
+    adjacency: Adjacency | None = None
+    scale: Literal["zscore", "minmax", "robust"] = "zscore"
     scale_per: Literal["channel", "entity"] = "channel"
+    climatology: tuple[Phase, ...] = ()
+    decompose: Decompose | None = None
 
     @model_validator(mode="after")
     def _sane(self) -> Harmonize:
         if self.start and self.end and self.start >= self.end:
             raise ValueError("the clock's end is not after its start")
+        if len(set(self.climatology)) < len(self.climatology):
+            raise ValueError("a phase of the climatology stands twice")
+        if "tod" in self.climatology and step_us(self.step) >= DAY_US:
+            raise ValueError(f"steps of {self.step} have no time of day: take `climatology: [month]`")
         return self
 
 
@@ -403,6 +425,22 @@ class DatasetSpec(Model):
         needed = ("observations", *self.side_tables) if self.tables else ()
         if lacking := [t for t in needed if t not in self.tables]:
             raise ValueError(f"tables lacks '{lacking[0]}'")
+        named = {c for f in self.harmonize.filters for c in f.channels or ()}
+        if unknown := sorted(named - set(self.channel_names)):
+            raise ValueError(f"a filter names the channel '{unknown[0]}'; there are {', '.join(self.channel_names)}")
+        if self.harmonize.coarsen and (self.kind != "grid" or self.joins):
+            raise ValueError("`coarsen` makes blocks of a grid's cells, and side tables name cells: leave one out")
+        if self.task.clip and (self.harmonize.filters or self.harmonize.decompose):
+            raise ValueError("`filters` and `decompose` look back, and clips have nothing before them: leave them out")
+        graph = self.harmonize.adjacency
+        if isinstance(graph, Lattice) and self.kind != "grid":
+            raise ValueError(
+                "`adjacency: {kind: grid}` links the cells of a grid; `nearest` links entities that lie about"
+            )
+        if isinstance(graph, Correlation) and graph.channel not in (None, *self.channel_names):
+            raise ValueError(
+                f"`adjacency` names the channel '{graph.channel}'; there are {', '.join(self.channel_names)}"
+            )
         return self
 
     @property

@@ -224,7 +224,7 @@ def _explain(error: Any, lines: dict[Path_, int], data: Any) -> tuple[int, str]:
             return lines.get(holder, 1), f"{_dotted(holder)}: too short, item {key + 1} is missing"
         return lines.get(holder, 1), f"missing key '{key}'{inside}"
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        allowed = _formats() if "tables" in where else ["pypi", "http", "local"]
+        allowed = _formats() if "tables" in where else [t for m in _models(_type_at(error["loc"])) for t in _tags(m)]
         key = "format" if "tables" in where else "kind"
         found = str(error["input"].get(key)) if isinstance(error["input"], dict) else str(error["input"])
         near = get_close_matches(found, allowed, n=1, cutoff=0.4)
@@ -252,13 +252,18 @@ def _in_file(loc: tuple[Any, ...], data: Any) -> Path_:
 
 def _fields(loc: tuple[Any, ...]) -> list[str]:
     """Keys that are allowed at a location."""
+    return sorted({f for m in _models(_type_at(loc)) for f in m.model_fields})
+
+
+def _type_at(loc: tuple[Any, ...]) -> Any:
+    """The type of what is at a location."""
     kind: Any = DatasetSpec
     for part in loc:
         options = [m for m in _models(kind) if isinstance(part, str)]
         tagged = [m for m in options if part in _tags(m)]
         held = [m.model_fields[part].annotation for m in options if part in m.model_fields]
         kind = tagged[0] if tagged else held[0] if held else kind
-    return sorted({f for m in _models(kind) for f in m.model_fields})
+    return kind
 
 
 def _models(kind: Any) -> Iterator[type[BaseModel]]:

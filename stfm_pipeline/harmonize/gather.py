@@ -14,11 +14,11 @@ from stfm_pipeline.datasets.spec import Channel, Harmonize
 from stfm_pipeline.errors import ContractError
 from stfm_pipeline.harmonize.clock import clock_of
 from stfm_pipeline.harmonize.mask import observed_values
+from stfm_pipeline.harmonize.resample import Rounds, merged, one_of, refuses, thins
 from stfm_pipeline.tables import dense_rows, dense_values, is_dense, step_us, stretches, times_of
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-Rounds = list[tuple[Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -73,23 +73,29 @@ def _long(rows: pl.DataFrame, names: list[str], channels: Sequence[Channel], rul
     ).drop("_code")
     double = frame["_cell"].is_duplicated()
     out.report["rows_in_a_shared_step"] = int(double.sum())
-    if out.report["rows_in_a_shared_step"]:
-        if rule.duplicates == "error":
-            bad = frame.filter(double).unique("_cell").sort(pl.col("_cell") % len(names), "_step")
-            _refuse(
-                out,
-                rule,
-                [f"{names[c % len(names)]} at {t:%Y-%m-%d %H:%M:%S}" for c, t in bad["_cell", "_step"].rows()],
-            )
-        every = pl.col(list(known))
-        pick = {"first": every.first(), "last": every.last(), "mean": every.mean()}[rule.duplicates]
-        frame = frame.sort("_cell", "time", maintain_order=True).group_by("_cell", maintain_order=True).agg(pick)
+    if out.report["rows_in_a_shared_step"] and refuses(channels, rule):
+        bad = frame.filter(double).unique("_cell").sort(pl.col("_cell") % len(names), "_step")
+        _refuse(
+            out,
+            rule,
+            [f"{names[c % len(names)]} at {t:%Y-%m-%d %H:%M:%S}" for c, t in bad["_cell", "_step"].rows()],
+        )
+    if out.report["rows_in_a_shared_step"] or thins(channels):
+        whole = frame.sort("_cell", "time", maintain_order=True).group_by("_cell", maintain_order=True)
+        frame = whole.agg(
+            *(one_of(c, rule) for c in channels), *(pl.col(c.name).count().alias(f"_{c.name}") for c in channels)
+        )
     cell = frame["_cell"].to_numpy()
     inside = (cell >= 0) & (cell < out.seen.size)
+    for channel in channels:
+        if channel.at_least > 1:
+            count = frame[f"_{channel.name}"].to_numpy()[inside]
+            out.masked[channel.name]["too_few_rows"] = int(((count > 0) & (count < channel.at_least)).sum())
     out.report["rows_outside_the_clock"] = int((~inside).sum())
     out.seen.reshape(-1)[cell[inside]] = True
     for k, channel in enumerate(channels):
-        column = frame[channel.name].fill_null(np.nan).to_numpy()[inside]
+        with np.errstate(over="ignore"):
+            column = frame[channel.name].fill_null(np.nan).to_numpy()[inside].astype(np.float32)
         there = np.isfinite(column)
         out.values.reshape(-1, len(channels))[cell[inside][there], k] = column[there]
         out.observed.reshape(-1, len(channels))[cell[inside][there], k] = True
@@ -127,7 +133,7 @@ def _dense(rows: pl.DataFrame, names: list[str], channels: Sequence[Channel], ru
                 held[group] += present[row]
             shared = held > 1
             out.report["rows_in_a_shared_step"] += int(held[shared].sum())
-            if rule.duplicates == "error" and shared.any():
+            if refuses(channels, rule) and shared.any():
                 moments = floored.gather(first[i:j])
                 whole = np.logical_and.reduce(shared, axis=1)
                 bad += [f"every entity at {t:%Y-%m-%d %H:%M:%S}" for t in moments.filter(pl.Series(whole))]
@@ -144,8 +150,11 @@ def _dense(rows: pl.DataFrame, names: list[str], channels: Sequence[Channel], ru
         for k, channel in enumerate(channels):
             exact = dense_values(part, channel.name)
             values, known = observed_values(exact, channel, out.masked[channel.name], within)
-            if len(rounds) > 1:
-                values, known = _merged(exact, known, present, rounds, j - i, rule)
+            if len(rounds) > 1 or channel.at_least > 1:
+                values, known, few = merged(exact, known, present, rounds, j - i, channel, rule)
+                if channel.at_least > 1:
+                    lost = out.masked[channel.name].get("too_few_rows", 0)
+                    out.masked[channel.name]["too_few_rows"] = lost + int(few[inside].sum())
             if not inside.all():
                 values, known = values[inside], known[inside]
             out.observed[target, :width, k] = known
@@ -174,30 +183,10 @@ def _rounds(start: Ints, rows: int) -> Rounds:
     return [(np.flatnonzero(size > p), start[size > p] + p) for p in range(most)]
 
 
-def _merged(
-    values: NDArray[Any], known: Bools, present: Bools, rounds: Rounds, steps: int, rule: Harmonize
-) -> tuple[NDArray[np.float32], Bools]:
-    """Rows of one step made one: the first or last row speaks, observed or not; a mean is over what is observed."""
-    shape = (steps, values.shape[1])
-    out = np.zeros(shape)
-    if rule.duplicates == "mean":
-        count, finite = np.zeros(shape, np.int32), np.where(known, values, 0)
-        for group, row in rounds:
-            out[group] += finite[row]
-            count[group] += known[row]
-        return (out / np.maximum(count, 1)).astype(np.float32), count > 0
-    seen = np.zeros(shape, np.bool_)
-    for group, row in rounds if rule.duplicates == "last" else reversed(rounds):
-        out[group] = np.where(present[row], values[row], out[group])
-        seen[group] = np.where(present[row], known[row], seen[group])
-    with np.errstate(over="ignore"):
-        return out.astype(np.float32), seen
-
-
 def _refuse(out: Gathered, rule: Harmonize, offenders: list[str]) -> None:
     raise ContractError(
         f"{out.report['rows_in_a_shared_step']} rows share an entity and a step of {rule.step}",
         expected="one row per entity and step",
         offenders=offenders,
-        fix="remove them, or set harmonize.duplicates to 'first', 'last' or 'mean'",
+        fix="remove them, state the channels' `aggregate`, or set harmonize.duplicates to 'first', 'last' or 'mean'",
     )

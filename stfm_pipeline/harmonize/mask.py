@@ -7,7 +7,8 @@ import warnings
 import numpy as np
 from numpy.typing import NDArray
 
-from stfm_pipeline.datasets.spec import Channel, Outliers
+from stfm_pipeline.datasets.rules import Outliers
+from stfm_pipeline.datasets.spec import Channel
 from stfm_pipeline.tables import stretches
 
 Values = NDArray[np.float32]

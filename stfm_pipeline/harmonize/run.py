@@ -1,4 +1,4 @@
-"""The harmonized stage of a signal: contract, clock, mask, split, scaler, edges, in this order."""
+"""The harmonized stage of a signal: raw contract, clock, mask, split, filters, blocks, scaler, edges, in this order."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import polars as pl
 from stfm_pipeline.datasets.formats.base import Box, in_box
 from stfm_pipeline.datasets.spec import Channel, DatasetSpec, Harmonize
 from stfm_pipeline.errors import ContractError
-from stfm_pipeline.harmonize import scaler, split
+from stfm_pipeline.harmonize import adjacency, coarsen, decompose, filters, split, thin
+from stfm_pipeline.harmonize.contract import contract, same_again
 from stfm_pipeline.harmonize.gather import Gathered, gather
-from stfm_pipeline.harmonize.mask import is_masked, mask_outliers
+from stfm_pipeline.harmonize.learn import learn, until
+from stfm_pipeline.harmonize.mask import mask_outliers
 from stfm_pipeline.stage import Result
 from stfm_pipeline.tables import (
     DAY_US,
     Cells,
-    Check,
     Edges,
     Entities,
     Signal,
@@ -129,14 +130,7 @@ def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFr
     found = gather(tables.pop("observations"), names, spec.channels, rule)
     fill_absent(found, spec.channels)
     times, values, observed, masked = found.times, found.values, found.observed, found.masked
-    for k, channel in enumerate(spec.channels):
-        if not observed[..., k].any():
-            raise ContractError(
-                f"channel '{channel.name}' has no observed value",
-                expected="at least one finite value inside its range",
-                found=f"{masked[channel.name]}",
-                fix="check the column, its missing codes and its range",
-            )
+    require_values(spec, observed, masked, "check the column, its missing codes and its range")
     carried = None if frozen is None else split.carry(frozen, times, spec.task)
     table = split.draw(times, spec.split, spec.task) if carried is None else carried
     parts = split.parts_of(table, times)
@@ -145,9 +139,24 @@ def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFr
         far = mask_outliers(values, observed, rule.outliers, parts["train"])
         for k, channel in enumerate(spec.channels):
             masked[channel.name]["outliers"] = int(far[k])
+    filtered = filters.mask(values, observed, rule.filters, spec.channel_names)
+    if rule.coarsen:
+        values, observed = coarsen.blocks(values, observed, grid_of(entities), rule.coarsen)
+        if "edges" in tables and (rule.adjacency is None or rule.adjacency.kind == "given"):
+            raise ContractError(
+                "edges link cells that `coarsen` makes blocks of",
+                fix="leave out `coarsen`, or take another `adjacency`",
+            )
+        entities = coarsen.cells(entities, rule.coarsen).with_row_index("index").cast({"index": pl.Int32})
+        names = entities["entity"].to_list()
     signal = Signal(times, tuple(names), spec.channel_names, values, observed)
-    scales = scaler.fit(signal, parts["train"], rule.scale_per)
-    edges = training_edges(tables.get("edges"), table)
+    used = thin.table(signal, parts["train"], rule.min_observed)
+    if rule.min_observed:
+        for name, lost in zip(spec.channel_names, thin.mask(values, observed, used), strict=True):
+            masked[name]["few_observed"] = int(lost)
+    require_values(spec, observed, masked, "loosen the filters, or `min_observed`, or `at_least`")
+    given = training_edges(tables["edges"], table) if "edges" in tables else None
+    learned = learn(spec, signal, parts["train"], entities, given)
     facts: dict[str, Any] = {
         "steps": len(times),
         "entities": len(names),
@@ -155,7 +164,7 @@ def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFr
         "start": str(times[0]),
         "end": str(times[-1] + np.timedelta64(step_us(rule.step), "us")),
         "step": rule.step,
-        "edges": len(edges),
+        "edges": len(learned["edges"]),
         "entity_hash": entity_hash(names),
         "observed_share": {c: float(observed[..., k].mean()) for k, c in enumerate(spec.channel_names)},
         "zero_share": {
@@ -171,11 +180,36 @@ def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFr
         facts["grid"] = list(grid_of(entities))
         # As far as training knows: what follows does not change it.
         facts["never_observed"] = int((~observed[parts["train"]].any(axis=(0, 2))).sum())
-    result = Result(
-        {"signal": signal.to_frame(), "entities": entities, "edges": edges, "split": table, "scaler": scales}, facts
-    )
-    result.checks.extend(contract(spec, signal, result, parts, goes_on=spec.end is not None or "landed" in raw))
-    return result
+    if rule.filters:
+        facts["filtered"] = filtered
+    if rule.min_observed:
+        facts["few_observed"] = thin.few(used)
+    out = {"signal": signal.to_frame(), "entities": entities, "split": table, **learned}
+    if rule.min_observed or spec.kind == "grid":
+        out["mask"] = used
+    again = learn(spec, until(signal, parts["train"].stop), parts["train"], entities, given)
+    checks = contract(spec, signal, facts, parts, goes_on=spec.end is not None or "landed" in raw)
+    checks.append(same_again(learned, again))
+    checks.append(adjacency.check(rule.adjacency, learned["edges"], names, adjacency.met(signal, parts["train"])))
+    profile = decompose.profile_of(learned.get("profile"), len(names), len(spec.channels))
+    components = decompose.components(signal, profile, rule.decompose) if rule.decompose else None
+    if components is not None:
+        out["components"] = components.to_frame()
+        facts["dense"] = facts["dense"] | {"components": list(components.channels)}
+    checks.append(decompose.check(signal, components, profile, rule.decompose))
+    return Result(out, facts, checks)
+
+
+def require_values(spec: DatasetSpec, observed: Any, masked: dict[str, dict[str, int]], fix: str) -> None:
+    """Raise where a channel has no observed value."""
+    for k, channel in enumerate(spec.channels):
+        if not observed[..., k].any():
+            raise ContractError(
+                f"channel '{channel.name}' has no observed value",
+                expected="at least one finite value inside its range",
+                found=f"{masked[channel.name]}",
+                fix=fix,
+            )
 
 
 def rule_now(spec: DatasetSpec, last: Any) -> Harmonize:
@@ -198,55 +232,8 @@ def fill_absent(found: Gathered, channels: Sequence[Channel]) -> None:
             found.observed[..., k] |= ~found.seen
 
 
-def training_edges(edges: pl.DataFrame | None, table: pl.DataFrame) -> pl.DataFrame:
+def training_edges(edges: pl.DataFrame, table: pl.DataFrame) -> pl.DataFrame:
     """Edges counted from evidence inside the training part; undated edges always count."""
-    if edges is None:
-        return pl.DataFrame(schema={"source": pl.String, "target": pl.String, "weight": pl.Float64})
     end = table.filter(pl.col("part") == "train")["end"][0]
     known = edges.filter(pl.col("time").is_null() | (pl.col("time") <= end))
     return known.group_by("source", "target").agg(pl.col("weight").sum()).sort("source", "target")
-
-
-def contract(spec: DatasetSpec, signal: Signal, result: Result, parts: split.Parts, goes_on: bool) -> list[Check]:
-    """What a harmonized stage promises; one failed check and nothing is published."""
-    again = scaler.fit(
-        Signal(
-            signal.times[: parts["train"].stop],
-            signal.entities,
-            signal.channels,
-            signal.values[: parts["train"].stop],
-            signal.observed[: parts["train"].stop],
-        ),
-        parts["train"],
-        spec.harmonize.scale_per,
-    )
-    gaps = np.diff(signal.times.astype(np.int64))
-    facts = spec.facts.unlike(result.facts, goes_on)
-    needed = {p: spec.task.horizon + (spec.task.look_back if p == "train" else 0) for p in parts}
-    seen = {p: int(signal.observed[s.start : s.stop].any(axis=(1, 2)).sum()) for p, s in parts.items()}
-    order = [parts[p].start for p in ("train", "val", "test")]
-    return [
-        Check(
-            "regular_clock", bool((gaps == step_us(spec.harmonize.step)).all()), "every step has the stated length", {}
-        ),
-        Check(
-            "masked_values_are_finite",
-            is_masked(signal.values, signal.observed),
-            "observed cells are finite, unobserved cells hold 0",
-            {},
-        ),
-        Check(
-            "scaler_from_training_part_alone",
-            again.equals(result.frame("scaler")),
-            "fitting on the table cut off after the training part gives the same scaler",
-            {},
-        ),
-        Check(
-            "every_part_is_observed",
-            all(seen[p] >= min(n, parts[p].stop - parts[p].start) for p, n in needed.items()),
-            "no part is little but a gap: it has as many steps with a value as a window needs",
-            {p: f"expected {n} steps with a value, found {seen[p]}" for p, n in needed.items() if seen[p] < n},
-        ),
-        Check("parts_in_order", order == sorted(order), "train, val, gate and test follow one another", {}),
-        Check("facts_match", not facts, "size, edges and gaps of the table are those of its documentation", facts),
-    ]

@@ -94,7 +94,7 @@ def load(path: Path, name: str | None = None) -> System:
 
 def source_of(module: nn.Module) -> bytes | None:
     """The file that a user's module was built from, as it was then; None for a module of the systems here."""
-    source: bytes | None = getattr(module, SOURCE, None)
+    source: bytes | None = getattr(module, SOURCE, getattr(getattr(module, "inner", None), SOURCE, None))
     return source
 
 

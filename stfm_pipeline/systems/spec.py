@@ -64,6 +64,18 @@ class System:
         """The name as an identifier."""
         return self.name.replace("-", "_")
 
+    def module(self, problem: Problem) -> nn.Module:
+        """What is trained and asked: the module as built, or shown how far values are from what is usual.
+
+        Baselines and closed forms see the values themselves.
+        """
+        built = self.build(problem)
+        if "climatology" not in problem.tensors or self.training is None or self.branch == "baseline":
+            return built
+        from stfm_pipeline.backbones.anomaly import Anomaly
+
+        return Anomaly(built, problem)
+
     def describe(self) -> dict[str, Any]:
         """Facts for listings, without the code."""
         keep = ("name", "title", "summary", "reference", "branch", "objective", "backbone", "dependencies")

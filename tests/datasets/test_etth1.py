@@ -53,8 +53,8 @@ def test_the_parts_are_the_published_12_4_and_4_months_and_values_pass_unchanged
     assert signal.observed.all()
     assert np.array_equal(signal.values[:, 0], cells.astype(np.float32))
     train = cells[: 12 * month]
-    assert np.allclose(result.tables["scaler"]["mean"].to_numpy(), train.mean(axis=0), atol=1e-5)
-    assert np.allclose(result.tables["scaler"]["std"].to_numpy(), train.std(axis=0), atol=1e-5)
+    assert np.allclose(result.tables["scaler"]["offset"].to_numpy(), train.mean(axis=0), atol=1e-5)
+    assert np.allclose(result.tables["scaler"]["scale"].to_numpy(), train.std(axis=0), atol=1e-5)
 
 
 def test_a_file_that_is_too_short_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from stfm_pipeline.datasets import catalog
 from stfm_pipeline.datasets.catalog import get_dataset
-from stfm_pipeline.datasets.spec import Channel, DatasetSpec, Embed, Outliers, Split, Task
+from stfm_pipeline.datasets.rules import Outliers
+from stfm_pipeline.datasets.spec import Channel, DatasetSpec, Embed, Split, Task
 from stfm_pipeline.embed.temporal import holiday_codes
 from stfm_pipeline.tables import step_us
 

@@ -206,6 +206,14 @@ BROKEN = {
         GOOD.replace("format: long, ", ""),
         ["line 4: missing key 'format' in tables.observations; one of: wide, tensor, long"],
     ),
+    "an unknown filter": (
+        GOOD.replace("  step: 1h\n", "  step: 1h\n  filters: [{kind: hample, window: 24, threshold: 4}]\n"),
+        ["line 9: harmonize.filters.1: 'kind: hample' is not known; did you mean 'hampel'?"],
+    ),
+    "no kind of filter": (
+        GOOD.replace("  step: 1h\n", "  step: 1h\n  filters: [{window: 24, threshold: 4}]\n"),
+        ["missing key 'kind' in harmonize.filters.1; one of: stuck, spikes, hampel"],
+    ),
     "a key of the format misspelt": (
         GOOD.replace("entity: station", "entiti: station"),
         ["line 4: unknown key 'entiti' in tables.observations; did you mean 'entity'?"],

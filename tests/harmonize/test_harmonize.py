@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stfm_pipeline.datasets.spec import Channel, Facts, Harmonize, Outliers, Split, Task
+from stfm_pipeline.datasets.rules import Outliers
+from stfm_pipeline.datasets.spec import Channel, Facts, Harmonize, Split, Task
 from stfm_pipeline.errors import ContractError
 from stfm_pipeline.harmonize.run import harmonize
 from stfm_pipeline.harmonize.split import draw, parts_of
@@ -132,7 +133,7 @@ def test_a_series_without_spread_keeps_its_values_and_gets_a_deviation_of_one() 
     only = raw["observations"].with_columns(level=pl.when(pl.col("entity") == "b").then(5.0).otherwise("level"))
     scale = harmonize(make_spec(harmonize=rule), raw | {"observations": only}).tables["scaler"]
     row = scale.filter(entity="b", channel="level").to_dicts()[0]
-    assert (row["mean"], row["std"]) == (5.0, 1.0)
+    assert (row["offset"], row["scale"]) == (5.0, 1.0)
 
 
 @pytest.mark.parametrize("per", ["channel", "entity"])
@@ -159,8 +160,8 @@ def test_scaler_reproduces_mean_and_deviation_of_training_cells() -> None:
     signal, stop = signal_of(result), result.facts["parts"]["train"][1]
     cells = signal.values[:stop, :, 1][signal.observed[:stop, :, 1]].astype(float)
     row = result.tables["scaler"].filter(entity="a", channel="level").to_dicts()[0]
-    assert row["mean"] == pytest.approx(cells.mean(), rel=1e-12)
-    assert row["std"] == pytest.approx(cells.std(), rel=1e-12)
+    assert row["offset"] == pytest.approx(cells.mean(), rel=1e-12)
+    assert row["scale"] == pytest.approx(cells.std(), rel=1e-12)
 
 
 def test_a_frozen_split_keeps_its_dates_when_data_is_appended() -> None:
@@ -368,11 +369,11 @@ def test_per_entity_each_series_has_its_own_moments_and_a_thin_one_those_of_its_
     assert not train[1][:, 5].any()
     for n, entity in enumerate(NAMES[:5]):
         cells = train[0][:, n][train[1][:, n]]
-        assert scale[entity, "level"]["mean"] == pytest.approx(cells.mean(), rel=1e-12)
-        assert scale[entity, "level"]["std"] == pytest.approx(cells.std(), rel=1e-12)
+        assert scale[entity, "level"]["offset"] == pytest.approx(cells.mean(), rel=1e-12)
+        assert scale[entity, "level"]["scale"] == pytest.approx(cells.std(), rel=1e-12)
         assert scale[entity, "level"]["count"] == len(cells)
     cells = train[0][train[1]]
-    assert scale["f", "level"]["mean"] == pytest.approx(cells.mean(), rel=1e-12)
+    assert scale["f", "level"]["offset"] == pytest.approx(cells.mean(), rel=1e-12)
     assert scale["f", "level"]["count"] == 0
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from stfm_pipeline.datasets.rules import Filter
 from stfm_pipeline.datasets.spec import PARTS, Channel, DatasetSpec, Join, in_clips
 from stfm_pipeline.lake import Stage
 from stfm_pipeline.pages.axis import Axis, duration
@@ -15,6 +16,8 @@ from stfm_pipeline.tables import step_us, times_of
 
 TONES = {"train": "t0", "val": "t1", "gate": "t2", "test": "t3"}
 SHARED = {"error": "are refused", "first": "the first counts", "last": "the last counts", "mean": "their mean counts"}
+
+SCALES = {"zscore": "z-score", "minmax": "smallest value and range", "robust": "median and interquartile range"}
 
 
 def protocol(spec: DatasetSpec) -> dict[str, str]:
@@ -31,14 +34,30 @@ def protocol(spec: DatasetSpec) -> dict[str, str]:
         "Loss": spec.task.loss.upper(),
         "Candidate seasons": ", ".join(steps(s) for s in spec.seasons if s > 1) or "none",
         "Civil zone": spec.zone + (f", holidays of {spec.country}" if spec.country else ""),
-        "Scaled": f"z-score on the training part, per {rule.scale_per}",
+        "Scaled": f"{SCALES[rule.scale]} of the training part, per {rule.scale_per}",
         "Rows sharing a step": SHARED[rule.duplicates],
     }
     if spec.task.clip is not None:
         terms["Clips"] = f"{steps(spec.task.clip)} each; no window crosses from one into the next"
     if rule.outliers:
         terms["Outliers masked"] = f"beyond {rule.outliers.threshold:g} scaled MADs of the entity's training median"
+    if rule.filters:
+        terms["Filters"] = ", then ".join(_filter(f) for f in rule.filters)
+    if rule.climatology:
+        names = {"tod": "time of day", "month": "month"}
+        terms["Shown to systems"] = f"less the training mean of the {' and '.join(names[p] for p in rule.climatology)}"
+    if rule.coarsen:
+        by = rule.coarsen.by
+        terms["Made coarser"] = f"blocks of {by} x {by} cells, of which at least {rule.coarsen.at_least:.0%} observed"
+    if rule.min_observed:
+        terms["Series masked whole"] = f"with less than {rule.min_observed:.0%} of the training part observed"
     return terms
+
+
+def _filter(rule: Filter) -> str:
+    options = rule.model_dump(exclude={"kind", "channels"}, exclude_defaults=True)
+    what = ", ".join(f"{k} {v}" for k, v in options.items())
+    return f"{rule.kind} ({what}{'' if rule.channels is None else ' in ' + ', '.join(rule.channels)})"
 
 
 def channel(c: Channel) -> dict[str, str]:
