@@ -321,7 +321,10 @@ def _harmonized_config(spec: DatasetSpec) -> Any:
 
 def _enriched_config(spec: DatasetSpec) -> Any:
     """Of a plan that changes, windows see the row that the first of them can use, so their length counts."""
-    return [_pick("joins", "poi")(spec), spec.task.horizon]
+    from stfm_pipeline.side_info.text import encoder_identity
+
+    encoder = None if spec.embed_text is None else encoder_identity(spec.embed_text, Settings())
+    return [_pick("joins", "poi", "embed_text")(spec), spec.task.horizon, encoder]
 
 
 def _pick(*fields: str) -> Callable[[DatasetSpec], Any]:
@@ -381,7 +384,16 @@ STEPS: dict[str, Step] = {
             _enriched_config,
             _enriched,
             _more_enriched,
-            ("past_scaler", "ahead_scaler", "text", "static", "static_scaler", "static_vocabulary", "provenance"),
+            (
+                "past_scaler",
+                "ahead_scaler",
+                "text",
+                "static",
+                "static_scaler",
+                "static_vocabulary",
+                "provenance",
+                "text_vectors",
+            ),
         ),
     )
 }

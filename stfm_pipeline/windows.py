@@ -56,8 +56,8 @@ class Problem:
 
     tensors: mean, std (n c); weight (n c), what an error of one std is worth in the channel's mean std; past_mean,
     past_std (n f); ahead_mean, ahead_std (n g); zone (n,); spatial (n e); static (n s), what never changes, its columns
-    named in `static`; edge_index (2 k), source and target, with edge_weight (k,); seen_tod / seen_dow / seen_holiday:
-    categories training met.
+    named in `static`; text (n v), an encoder's vectors of the entities' texts; edge_index (2 k), source and target,
+    with edge_weight (k,); seen_tod / seen_dow / seen_holiday: categories training met.
     """
 
     dataset: str
@@ -331,6 +331,10 @@ def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:
         static, out["static"] = static_array(
             *(read("enriched", t) for t in ("static", "static_scaler", "static_vocabulary"))
         )
+    out["text"] = np.zeros((n, 0), np.float32)
+    if "text_vectors" in stages["enriched"].tables:
+        vectors = read("enriched", "text_vectors")["vector"]
+        out["text"] = np.asarray(vectors.list.to_array(int(vectors.list.len()[0])).to_numpy())
     calendar = read("embedded", "calendar")
     zones = read("embedded", "zones")["zone"].to_list()
     vocabulary = read("embedded", "vocabulary")
@@ -422,6 +426,7 @@ def _open(folder: Path, name: str, stages: dict[str, Any], look_back: int | None
         "zone",
         "spatial",
         "static",
+        "text",
         "edge_index",
         "edge_weight",
     )

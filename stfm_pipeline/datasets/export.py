@@ -27,6 +27,7 @@ SECTIONS = (
     "embed",
     "joins",
     "poi",
+    "embed_text",
     "task",
     "facts",
     "benchmark",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import polars as pl
 
-from stfm_pipeline.datasets.spec import Channel, DatasetSpec, Embed, Facts, Harmonize, Join, RawTables, Task
+from stfm_pipeline.datasets.spec import Channel, DatasetSpec, Embed, Facts, Harmonize, Join, PointsNear, RawTables, Task
 from stfm_pipeline.errors import ContractError
 from stfm_pipeline.sources import PypiSource
 
@@ -67,7 +67,9 @@ SPEC = DatasetSpec(
     joins=(
         Join(table="weather", columns=WEATHER, availability="past", via="edges", tolerance="3h"),
         Join(table="timetable", columns=("scheduled",), availability="ahead", absent=0.0),
+        Join(table="entities", columns=("altitude_m",), availability="static"),
     ),
+    poi=(PointsNear(table="airports", category="kind", radii_km=(50.0, 200.0)),),
     task=Task(look_back=168, horizon=24),
     facts=Facts(steps=8760, entities=107),
 )
@@ -132,6 +134,7 @@ def revise(
             # A day that is not over has not said yet how many flew.
             "edges": routes(timed).filter(pl.col("time") <= last),
             "timetable": timetable(timed),
+            "airports": landing_places(airports, entities),
         }
     weather = [
         station_weather(_csv(path))
@@ -188,6 +191,7 @@ def airport_table(airports: pl.DataFrame, flights: Sequence[pl.DataFrame]) -> pl
         lon=pl.col("lon").cast(pl.Float64),
         lat=pl.col("lat").cast(pl.Float64),
         zone="tzone",
+        altitude_m=(pl.col("alt") * 0.3048).round(1),
         text=pl.format(
             "{} ({}), an airport at {} ft above sea level in the {} time zone.",
             "name",
@@ -195,6 +199,29 @@ def airport_table(airports: pl.DataFrame, flights: Sequence[pl.DataFrame]) -> pl
             "alt",
             pl.col("tzone").str.replace("America/", "").str.replace_all("_", " "),
         ),
+    )
+
+
+def landing_places(airports: pl.DataFrame, entities: pl.DataFrame) -> pl.DataFrame:
+    """Every airport of airports.csv as a point of interest: `international` by its name, else `airfield`.
+
+    The railway stations and heliports that the file lists too are left out, and so is a second code of one place, such
+    as IDL, which became JFK.
+    """
+    name = pl.col("name")
+    listed = pl.concat([airports.select(_UNLISTED.columns), _UNLISTED], how="vertical_relaxed")
+    flown = listed.filter(~name.str.contains(r"(?i)amtrak|\brail\b|heliport|(union|penn|train|30th st) station"))
+    ours = pl.col("faa").is_in(entities["entity"].implode())
+    once = flown.sort(~ours, maintain_order=True).unique(
+        [pl.col("lon").round(2), pl.col("lat").round(2)], keep="first", maintain_order=True
+    )
+    return once.sort("faa").select(
+        entity="faa",
+        lon=pl.col("lon").cast(pl.Float64),
+        lat=pl.col("lat").cast(pl.Float64),
+        kind=pl.when(name.str.contains("Intl|International|Intercontinental"))
+        .then(pl.lit("international"))
+        .otherwise(pl.lit("airfield")),
     )
 
 

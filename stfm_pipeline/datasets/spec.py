@@ -388,6 +388,9 @@ class DatasetSpec(Model):
     embed: Embed = Embed()
     joins: tuple[Join, ...] = ()
     poi: tuple[PointsNear, ...] = ()
+    embed_text: str | None = Field(
+        default=None, min_length=1, description="minilm, minilm-random, or a Hugging Face folder"
+    )
     task: Task
     facts: Facts = Facts()
     benchmark: Benchmark | None = None

@@ -17,6 +17,7 @@ from stfm_pipeline.side_info import account, static
 from stfm_pipeline.side_info.check import leak, never_from_the_future
 from stfm_pipeline.side_info.join import Joined, Scene, join_side_table, require_values
 from stfm_pipeline.side_info.known import ALWAYS, checked, stations_of
+from stfm_pipeline.side_info.text import text_vectors
 from stfm_pipeline.stage import Result
 from stfm_pipeline.tables import Check, Signal
 
@@ -26,7 +27,8 @@ ONE = slice(0, 1)
 def enrich(spec: DatasetSpec, raw: dict[str, pl.DataFrame], tables: dict[str, pl.DataFrame]) -> Result:
     """Dense side signals `past` and `ahead` with scalers fitted on train, `static` columns, and a text per entity.
 
-    `provenance` says of every joined column from whom each entity got it. Raises `ContractError` on a side table that
+    `provenance` says of every joined column from whom each entity got it; `text_vectors` are the texts as an encoder
+    sees them, where the dataset asks for one. Raises `ContractError` on a side table that
     cannot be joined, or of which nothing fits.
     """
     entities = tables["entities"]
@@ -66,6 +68,8 @@ def enrich(spec: DatasetSpec, raw: dict[str, pl.DataFrame], tables: dict[str, pl
     if spec.poi or not all(j.timed for j in spec.joins):
         found_static, more = _static(spec, raw, entities, tables["edges"], facts)
         out, origins = out | found_static, origins + more
+    if spec.embed_text is not None:
+        out["text_vectors"], facts["text_encoder"] = text_vectors(texts, spec.embed_text)
     if origins:
         out["provenance"] = pl.concat(origins)
     silent = texts.filter(pl.col("text").fill_null("").str.strip_chars() == "")["entity"].to_list()
@@ -130,7 +134,7 @@ def _static(
         }
         frame = pl.DataFrame(cells).fill_nan(None)
         columns.append(
-            frame.with_columns(pl.col(c).cast(pl.Int32 if c in codes else pl.Float64) for c in frame.columns)
+            frame.with_columns(pl.col(c).cast(pl.Int32 if c in codes else pl.Float32) for c in frame.columns)
         )
         facts["joins"].append(account.counts(rule, raw[rule.table], found, None, ONE))
         origins.append(account.provenance(rule, found, entities, ONE))

@@ -15,6 +15,7 @@ from stfm_pipeline.datasets import nyc_airports as nyc
 from stfm_pipeline.errors import ContractError
 from stfm_pipeline.harmonize.run import harmonize
 from stfm_pipeline.settings import Settings
+from stfm_pipeline.side_info.run import enrich
 from stfm_pipeline.sources import fetch
 from stfm_pipeline.stage import Result
 from stfm_pipeline.tables import Signal
@@ -148,7 +149,7 @@ def test_weather_is_in_si_units_and_one_row_per_station_and_hour(raw: dict[str, 
 def test_airports_have_a_place_a_zone_and_a_sentence(raw: dict[str, pl.DataFrame]) -> None:
     entities = raw["entities"]
     assert entities["entity"].is_sorted()
-    assert entities.null_count().row(0) == (0, 0, 0, 0, 0)
+    assert not any(entities.null_count().row(0))
     zones = dict(entities.select("entity", "zone").iter_rows())
     assert (zones["HNL"], zones["PHX"], zones["SJU"]) == (
         "Pacific/Honolulu",
@@ -157,13 +158,27 @@ def test_airports_have_a_place_a_zone_and_a_sentence(raw: dict[str, pl.DataFrame
     )
 
 
+def test_other_airports_around_are_points_of_interest_and_no_railway_station_is(
+    raw: dict[str, pl.DataFrame], harmonized: Result
+) -> None:
+    assert raw["airports"]["kind"].value_counts(sort=True).rows() == [("airfield", 1270), ("international", 164)]
+    side = {t: raw[t] for t in nyc.SPEC.side_tables}
+    static = enrich(nyc.SPEC, side, harmonized.frames).frame("static")
+    jfk = static.row(static["entity"].index_of("JFK"), named=True)
+    # LaGuardia is 17 km away, Newark 33 km.
+    assert jfk["international_nearest_m"] == pytest.approx(33_500, abs=1500)
+    assert jfk["airfield_nearest_m"] < 20_000
+    assert jfk["altitude_m"] == pytest.approx(4, abs=0.1)
+    assert static.null_count().sum_horizontal()[0] == 0
+
+
 def test_what_lands_after_an_early_end_makes_the_whole_year(
     files: dict[str, Path], raw: dict[str, pl.DataFrame], tmp_path: Path
 ) -> None:
     """The real last days as the files that would have come, one of them with flights that were in the air before."""
     edges = [datetime(2013, 12, d, 5, tzinfo=UTC) for d in (16, 22)]
     early = nyc.revise(files, {}, edges[0], None)
-    assert max(f["time"].max() for t, f in early.items() if t not in ("entities", "timetable")) <= edges[0]
+    assert max(f["time"].max() for t, f in early.items() if "time" in f.columns and t != "timetable") <= edges[0]
     periods = flights_and_weather(edges, tmp_path)
     landed = {m: [p for period in periods for p in period if p.name.startswith(m)] for m in nyc.GROWS}
     assert [len(p) for p in landed.values()] == [2, 2]
