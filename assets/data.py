@@ -27,6 +27,7 @@ CHECKS: dict[str, dict[str, str]] = {
     "embedded": {
         "calendar_is_complete": "Every step has its civil time in every zone.",
         "patches_are_balanced": "Sizes of spatial patches differ by at most one.",
+        "patches_are_partitions": "Every cell has one place of its own in one patch of each kind.",
         "embeddings_are_finite": "No coordinate or eigenvector is infinite.",
     },
     "enriched": {

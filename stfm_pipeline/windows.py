@@ -37,6 +37,7 @@ CODE = (
     "stfm_pipeline.tables",
     "stfm_pipeline.harmonize.scaler",
     "stfm_pipeline.harmonize.climatology",
+    "stfm_pipeline.embed.patches",
     "stfm_pipeline.side_info.tensors",
 )
 CALENDAR = ("tod", "dow", "holiday")
@@ -57,7 +58,8 @@ class Problem:
     tensors: mean, std (n c); weight (n c), what an error of one std is worth in the channel's mean std; past_mean,
     past_std (n f); ahead_mean, ahead_std (n g); zone (n,); spatial (n e); static (n s), what never changes, its columns
     named in `static`; text (n v), an encoder's vectors of the entities' texts; edge_index (2 k), source and target,
-    with edge_weight (k,); seen_tod / seen_dow / seen_holiday: categories training met.
+    with edge_weight (k,); patch_cell (p s), the entity at each place of each universal patch, and patch_home (n,), the
+    place of its own that each entity has among them; seen_tod / seen_dow / seen_holiday: categories training met.
     """
 
     dataset: str
@@ -284,6 +286,7 @@ def _forget(name: str, cache: Path) -> None:
 def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:
     import polars as pl
 
+    from stfm_pipeline.embed.patches import Partition
     from stfm_pipeline.harmonize import climatology, scaler
     from stfm_pipeline.side_info.tensors import static_array
     from stfm_pipeline.tables import Signal, entity_hash
@@ -350,6 +353,11 @@ def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:
     out["spatial"] = spatial.select(columns).fill_null(0).to_numpy().astype(np.float32)
     edges = read("harmonized", "edges")
     code = {e: i for i, e in enumerate(names)}
+    patches = read("embedded", "patches").filter(kind="universal").sort("patch", "place")
+    cell = patches["entity"].replace_strict(code, return_dtype=pl.Int64).to_numpy()
+    pieces = patches["patch"].n_unique()
+    cut = Partition(cell.reshape(pieces, -1), patches["own"].to_numpy().reshape(pieces, -1))
+    out["patch_cell"], out["patch_home"] = cut.cell, cut.home
     ends = [edges[k].replace_strict(code, return_dtype=pl.Int64).to_numpy() for k in ("source", "target")]
     out["edge_index"] = np.stack(ends)
     out["edge_weight"] = edges["weight"].to_numpy().astype(np.float32)
@@ -427,6 +435,8 @@ def _open(folder: Path, name: str, stages: dict[str, Any], look_back: int | None
         "spatial",
         "static",
         "text",
+        "patch_cell",
+        "patch_home",
         "edge_index",
         "edge_weight",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from stfm_pipeline.backbones.dropout import Dropout
 
@@ -34,4 +35,24 @@ class EncoderLayer(nn.Module):
         mixed = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
         x = self.norms[0](x + self.drop(self.out(mixed)))
         answer: Tensor = self.norms[1](x + self.drop(self.feed(x)))
+        return answer
+
+
+class PreNormLayer(nn.Module):
+    """Self-attention and a feed-forward network, each added to what it was given. Shapes: (s, l, d) -> (s, l, d)."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.feed = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), Dropout(dropout), nn.Linear(hidden, width))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.drop = Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "s l d"]) -> Float[Tensor, "s l d"]:
+        q, k, v = self.qkv(self.norms[0](x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + self.drop(self.out(mixed))
+        answer: Tensor = x + self.drop(self.feed(self.norms[1](x)))
         return answer

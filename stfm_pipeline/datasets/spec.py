@@ -201,12 +201,32 @@ class Split(Model):
         return self
 
 
+class Patches(Model):
+    """Sizes of patches: `leaf` entities and `merge` leaves of a universal one, rows and columns of a grid's, steps.
+
+    `rows` and `columns` are in cells of a grid; boxes over space and time have `steps` of them.
+    """
+
+    leaf: Whole = Field(default=4, ge=1)
+    merge: Whole = Field(default=4, ge=1)
+    rows: Whole = Field(default=4, ge=1)
+    columns: Whole = Field(default=4, ge=1)
+    steps: Whole = Field(default=12, ge=1)
+
+    @model_validator(mode="after")
+    def _sane(self) -> Patches:
+        if self.merge & (self.merge - 1):
+            raise ValueError(f"leaves come from halving, so that 1, 2, 4, 8 ... of them make a patch, not {self.merge}")
+        return self
+
+
 class Embed(Model):
     """Sizes of the embeddings computed once per dataset."""
 
     eigenvectors: Whole = Field(default=8, ge=0, le=1024)
     patch_size: Whole = Field(default=16, ge=1)
     periods: Whole = Field(default=5, ge=1)
+    patches: Patches = Patches()
 
 
 class Join(Model):

@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from stfm_pipeline.datasets.spec import DatasetSpec
-from stfm_pipeline.embed import frequency, spatial, temporal
+from stfm_pipeline.embed import frequency, patches, spatial, temporal
 from stfm_pipeline.harmonize.split import parts_of
 from stfm_pipeline.stage import NEVER, Extension, Result, Tail
 from stfm_pipeline.tables import Check, Signal, step_us
@@ -26,6 +26,9 @@ def embed(spec: DatasetSpec, tables: dict[str, pl.DataFrame]) -> Result:
     vocabulary = temporal.vocabulary(calendar, until, signal.step_us)
     places = spatial.embed(entities, tables["edges"], spec.embed.eigenvectors, spec.embed.patch_size)
     spectrum = frequency.dominant_periods(signal, parts["train"], spec.embed.periods)
+    per_day = temporal.steps_per_day(signal.step_us)
+    profiles = patches.daily_profiles(signal, parts["train"], tables["scaler"], per_day)
+    cut, partitions, whole = patches.cut(spec, entities, tables["edges"], profiles)
     unseen = vocabulary.filter(pl.col("count") == 0)
     sizes = places["patch"].value_counts()["count"]
     strongest = (
@@ -41,6 +44,7 @@ def embed(spec: DatasetSpec, tables: dict[str, pl.DataFrame]) -> Result:
         "steps": len(signal.times),
         "unseen_categories": [f"{r['feature']} {r['code']}" for r in unseen.to_dicts()],
         "patches": len(sizes),
+        "partitions": partitions,
         "eigenvectors": spec.embed.eigenvectors,
         "commonest_dominant_period": {r["channel"]: r["period"] for r in strongest.to_dicts()},
     }
@@ -55,12 +59,14 @@ def embed(spec: DatasetSpec, tables: dict[str, pl.DataFrame]) -> Result:
             {"smallest": span[0], "largest": span[1]},
         ),
         Check("embeddings_are_finite", not np.isinf(numeric).any(), "no infinite coordinate or eigenvector", {}),
+        whole,
     ]
     return Result(
         {
             "calendar": calendar,
             "vocabulary": vocabulary,
             "spatial": places,
+            "patches": cut,
             "spectrum": spectrum,
             "zones": pl.DataFrame({"zone": zones}).with_row_index("code").cast({"code": pl.Int32}),
         },
