@@ -29,6 +29,9 @@ CHECKS: dict[str, dict[str, str]] = {
         "patches_are_balanced": "Sizes of spatial patches differ by at most one.",
         "patches_are_partitions": "Every cell has one place of its own in one patch of each kind.",
         "embeddings_are_finite": "No coordinate or eigenvector is infinite.",
+        "embeddings_are_of_this_signal": "They were made from these entities, edges and training values.",
+        "encoders_have_the_weights_they_state": "A pretrained encoder has the pinned weights, a random one says so.",
+        "learned_from_training_part_alone": "Cut off after train, the table gives the same spectra and tokens.",
     },
     "enriched": {
         "side_information_never_from_the_future": "The past is the same when joined from what was known by then.",

@@ -32,7 +32,7 @@ def problem() -> tuple[Problem, Arrays]:
     n, c = NODES, 1
     values = torch.randn(STEPS, n, c)
     empty, none = torch.zeros(STEPS, n, 0), torch.zeros(STEPS, n, 0, dtype=torch.bool)
-    calendar = torch.ones(STEPS, 1, 3, dtype=torch.long)
+    calendar = torch.ones(STEPS, 1, 5, dtype=torch.long)
     arrays = Arrays(
         values, values > -9, calendar, torch.zeros(STEPS, 1, dtype=torch.long), empty, none, empty.clone(), none.clone()
     )
@@ -42,6 +42,7 @@ def problem() -> tuple[Problem, Arrays]:
         "weight": torch.ones(n, c),
         "zone": torch.zeros(n, dtype=torch.long),
         "spatial": torch.randn(n, 10),
+        "frequency": torch.randn(n, 8),
         "edge_index": torch.zeros(2, 0, dtype=torch.long),
         "edge_weight": torch.zeros(0),
     }
@@ -57,7 +58,7 @@ def problem() -> tuple[Problem, Arrays]:
         steps_per_day=288,
         zones=("UTC",),
         zone="UTC",
-        country=None,
+        countries=(None,),
         seasons=(288,),
         past=(),
         ahead=(),

@@ -18,7 +18,7 @@ from stfm_pipeline.systems.catalog import get_system
 from stfm_pipeline.tasks.forecasting import check_forecast, forecast_of, hide
 from stfm_pipeline.windows import Problem, Window
 
-FORMAT = 1
+FORMAT = 2
 OWN_CODE = "system.py"
 
 

@@ -162,9 +162,10 @@ def _shares(axis: Axes, signal: Signal) -> None:
 
 def _embedded(places: pl.DataFrame) -> bytes:
     eigen = [c for c in places.columns if c.startswith("eig_")]
-    located = places["x"].is_finite().fill_null(False).all()
+    located = "x" in places.columns and places["x"].is_finite().fill_null(False).all()
     x, y = ("x", "y") if located or len(eigen) < 2 else (eigen[0], eigen[1])
-    across, up = (places[c].fill_null(0).fill_nan(0).to_numpy() for c in (x, y))
+    none = pl.repeat(None, len(places), dtype=pl.Float32, eager=True)
+    across, up = (places.get_column(c, default=none).fill_null(0).fill_nan(0).to_numpy() for c in (x, y))
     size = 18 if len(places) < 500 else 5
     figure, (left, right) = _figure(1, 2, sharey=True)
     left.scatter(across, up, c=places["patch"].to_numpy() % 20, cmap="tab20", vmin=0, vmax=19, s=size)

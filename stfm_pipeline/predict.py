@@ -277,7 +277,7 @@ def _window(given: _Given, origin: np.datetime64, absent: dict[str, float | None
         block, mask = dense(every, start, stop, getattr(problem, name))
         side[name] = standardize(block, mask, tensors[f"{name}_mean"], tensors[f"{name}_std"])
         side[f"{name}_observed"] = mask
-    codes, offset = _calendar(origin, look_back, horizon, problem.zones, problem.step_us, problem.country)
+    codes, offset = _calendar(origin, look_back, horizon, problem.zones, problem.step_us, problem.countries)
     arrays = {
         "values": full,
         "observed": seen,
@@ -291,10 +291,15 @@ def _window(given: _Given, origin: np.datetime64, absent: dict[str, float | None
 # Half of a small forecast's time; those that are asked together mostly begin together.
 @lru_cache(maxsize=64)
 def _calendar(
-    origin: np.datetime64, look_back: int, horizon: int, zones: tuple[str, ...], step_us: int, country: str | None
+    origin: np.datetime64,
+    look_back: int,
+    horizon: int,
+    zones: tuple[str, ...],
+    step_us: int,
+    countries: tuple[str | None, ...],
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     clock = origin + np.arange(-look_back, horizon) * np.timedelta64(step_us, "us")
-    table = temporal.calendar(clock, zones, step_us, country)
+    table = temporal.calendar(clock, zones, step_us, countries)
     shape = (len(clock), len(zones))
     return table.select(CALENDAR).to_numpy().reshape(*shape, len(CALENDAR)), table["offset"].to_numpy().reshape(shape)
 

@@ -228,15 +228,18 @@ def log_decision(decision: Decision) -> None:
 
 
 def _plainly(unseen: Sequence[str]) -> str:
-    """`dow 1` as Tuesday; times of day are counted, not listed."""
-    from calendar import day_name
+    """`dow 1` as Tuesday; times of day and weeks are counted, not listed."""
+    from calendar import day_name, month_name
 
     from stfm_pipeline.embed.temporal import HOLIDAY
 
     codes = [(feature, int(code)) for feature, code in (u.split(" ") for u in unseen)]
     words = [day_name[c] for f, c in codes if f == "dow"] + [HOLIDAY[c] for f, c in codes if f == "holiday"]
-    times = sum(f == "tod" for f, _ in codes)
-    return ", ".join(words + ([f"{times} times of day"] if times else []))
+    words += [month_name[c + 1] for f, c in codes if f == "month"]
+    for feature, plural in (("tod", "times of day"), ("week", "weeks of the year")):
+        if count := sum(f == feature for f, _ in codes):
+            words.append(f"{count} {plural}")
+    return ", ".join(words)
 
 
 def _checks(evaluation: Evaluation) -> list[Check]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from stfm_pipeline.datasets.spec import Dataset, DatasetSpec
+from stfm_pipeline.datasets.spec import Part as DataPart
 from stfm_pipeline.errors import ContractError, SourceError
 from stfm_pipeline.lake import Lake, Stage
 from stfm_pipeline.parts import ACCEPTED, LANDED, Part, digest, folder, intact, landed, name_of, table
@@ -178,7 +179,7 @@ def try_whole(dataset: Dataset, parts: tuple[Part, ...], lake: Lake, settings: S
     _hold([raw_contract(spec, tables)])
     signal = harmonize(spec, tables, _frozen(dataset, lake))
     _hold(signal.checks)
-    _hold(embed(spec, signal.frames).checks)
+    _hold(embed(spec, signal.frames, settings).checks)
     _hold(enrich(spec, {t: tables[t] for t in spec.side_tables}, signal.frames).checks)
 
 
@@ -248,7 +249,7 @@ def _published(lake: Lake, spec: DatasetSpec, raw: Stage, signal: Stage) -> Publ
 def _embedded(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
     from stfm_pipeline.embed.run import embed
 
-    return embed(dataset.spec, _tables(lake, dataset.spec.name, "harmonized"))
+    return embed(dataset.spec, _tables(lake, dataset.spec.name, "harmonized"), settings)
 
 
 def _more_embedded(dataset: Dataset, lake: Lake, settings: Settings, old: Stage, since: datetime) -> Extension | None:
@@ -256,7 +257,9 @@ def _more_embedded(dataset: Dataset, lake: Lake, settings: Settings, old: Stage,
     from stfm_pipeline.harmonize import more
 
     signal = lake.require(dataset.spec.name, "harmonized")
-    if more.touches_training(lake.read(signal, "split"), since):
+    # What a codebook misses is told for val as well.
+    part: DataPart = "val" if dataset.spec.embed.tokens.codebook else "train"
+    if more.touches(lake.read(signal, "split"), part, since):
         return None
     return extend(dataset.spec, old.facts, more.clock(*more.edges_of(signal.facts), dataset.spec.harmonize.step))
 
@@ -315,7 +318,7 @@ def _raw_config(spec: DatasetSpec) -> Any:
 
 def _harmonized_config(spec: DatasetSpec) -> Any:
     """A split that is asked for anew makes everything from here on anew."""
-    picked = _pick("channels", "zone", "harmonize", "split", "task", "facts", "end")(spec)
+    picked = _pick("channels", "zone", "country", "harmonize", "split", "task", "facts", "end")(spec)
     return [picked, split_version(spec.name)]
 
 
@@ -363,10 +366,10 @@ STEPS: dict[str, Step] = {
             "Temporal, spatial and frequency embeddings, each computed once.",
             ("harmonized",),
             (*GROUND, "stfm_pipeline.embed", "stfm_pipeline.harmonize.scaler", "stfm_pipeline.harmonize.split"),
-            _pick("embed", "country", "task"),
+            _pick("embed", "seasons", "task"),
             _embedded,
             _more_embedded,
-            ("vocabulary", "spatial", "patches", "spectrum", "zones"),
+            ("vocabulary", "spatial", "patches", "spectrum", "density", "zones", "bins", "codebook"),
         ),
         Step(
             "enriched",

@@ -184,12 +184,13 @@ def validate_dense(observations: pl.DataFrame, channels: Sequence[str], entities
 
 
 class Entities(dy.Schema):
-    """Static facts per entity. Coordinates in degrees (WGS 84); null where unknown."""
+    """Static facts per entity. Coordinates in degrees (WGS 84), `country` as ISO 3166; null where unknown."""
 
     entity = dy.String(primary_key=True, min_length=1)
     lon = dy.Float64(nullable=True, min=-180, max=180)
     lat = dy.Float64(nullable=True, min=-90, max=90)
     zone = dy.String(nullable=True)
+    country = dy.String(nullable=True)
     text = dy.String(nullable=True)
 
 

@@ -39,8 +39,12 @@ CODE = (
     "stfm_pipeline.harmonize.climatology",
     "stfm_pipeline.embed.patches",
     "stfm_pipeline.side_info.tensors",
+    "stfm_pipeline.embed.frequency",
+    "stfm_pipeline.embed.places",
+    "stfm_pipeline.embed.lineage",
 )
-CALENDAR = ("tod", "dow", "holiday")
+CALENDAR = ("tod", "dow", "holiday", "month", "week")
+PLACES = ("spatial", "frequency", "text", "static")
 KEPT = 2
 STATISTICS = (
     *(f"{side}{k}" for side in ("", "past_", "ahead_") for k in ("mean", "std")),
@@ -56,10 +60,11 @@ class Problem:
     scale, also where it is no z-score; `climatology` (time of day, month, n, c) is there where the dataset has one.
 
     tensors: mean, std (n c); weight (n c), what an error of one std is worth in the channel's mean std; past_mean,
-    past_std (n f); ahead_mean, ahead_std (n g); zone (n,); spatial (n e); static (n s), what never changes, its columns
-    named in `static`; text (n v), an encoder's vectors of the entities' texts; edge_index (2 k), source and target,
-    with edge_weight (k,); patch_cell (p s), the entity at each place of each universal patch, and patch_home (n,), the
-    place of its own that each entity has among them; seen_tod / seen_dow / seen_holiday: categories training met.
+    past_std (n f); ahead_mean, ahead_std (n g); zone (n,), the calendar each lives by; spatial (n e), where entities
+    are; frequency (n k), how they swing; static (n s), what never changes, its columns named in `static`; text (n v),
+    an encoder's vectors of the entities' texts; edge_index (2 k), source and target, with edge_weight (k,); patch_cell
+    (p s), the entity at each place of each universal patch, and patch_home (n,), the place of its own that each entity
+    has among them; seen_tod and so on for each of CALENDAR: categories training met.
     """
 
     dataset: str
@@ -73,7 +78,7 @@ class Problem:
     steps_per_day: int
     zones: tuple[str, ...]
     zone: str
-    country: str | None
+    countries: tuple[str | None, ...]
     seasons: tuple[int, ...]
     past: tuple[str, ...]
     ahead: tuple[str, ...]
@@ -92,6 +97,11 @@ class Problem:
 
     def to_config(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tensors"}
+
+    @property
+    def places(self) -> Float[Tensor, "n e"]:
+        """Everything static that is known about entities, side by side."""
+        return torch.cat([self.tensors[k] for k in PLACES if k in self.tensors], dim=1)
 
     @property
     def recent(self) -> int:
@@ -286,7 +296,9 @@ def _forget(name: str, cache: Path) -> None:
 def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:
     import polars as pl
 
+    from stfm_pipeline.embed import frequency, lineage, places
     from stfm_pipeline.embed.patches import Partition
+    from stfm_pipeline.embed.temporal import civil_codes
     from stfm_pipeline.harmonize import climatology, scaler
     from stfm_pipeline.side_info.tensors import static_array
     from stfm_pipeline.tables import Signal, entity_hash
@@ -300,6 +312,16 @@ def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:
         raise StfmError(f"the entity index of '{name}' does not match the hash it was published with")
     channels = stages["harmonized"].facts["channels"]
     signal = Signal.from_frame(lake.table(stages["harmonized"], "signal"), names, channels)
+    edges = read("harmonized", "edges")
+    made = lineage.made_from(entities, edges, signal, stages["harmonized"].facts["parts"]["train"][1])
+    if (stated := stages["embedded"].facts.get("made_from", {})) != made:
+        raise StfmError(
+            f"the embeddings of '{name}' are not of this signal",
+            expected=", ".join(f"{k} {v}" for k, v in made.items()),
+            found=", ".join(f"{k} {v}" for k, v in stated.items()),
+            offenders=[k for k in made if stated.get(k) != made[k]],
+            fix=f"remove the folder {name}/embedded of the lake and run `stfm run {name}`",
+        )
     n, c = len(names), len(channels)
     mean, std = scaler.arrays(read("harmonized", "scaler"), n, c)
     out: dict[str, np.ndarray[Any, Any]] = {
@@ -339,7 +361,7 @@ def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:
         vectors = read("enriched", "text_vectors")["vector"]
         out["text"] = np.asarray(vectors.list.to_array(int(vectors.list.len()[0])).to_numpy())
     calendar = read("embedded", "calendar")
-    zones = read("embedded", "zones")["zone"].to_list()
+    zones = read("embedded", "zones")
     vocabulary = read("embedded", "vocabulary")
     for feature in CALENDAR:
         out[f"seen_{feature}"] = vocabulary.filter(feature=feature).sort("code")["count"].to_numpy() > 0
@@ -347,11 +369,9 @@ def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:
     out["codes"] = codes.astype(np.int64)
     out["calendar"] = code_categories(codes, [out[f"seen_{f}"] for f in CALENDAR])
     out["offset"] = calendar["offset"].to_numpy().reshape(len(signal.times), len(zones)).astype(np.int64)
-    out["zone"] = np.array([zones.index(z) for z in entities["zone"]])
-    spatial = read("embedded", "spatial")
-    columns = [x for x in spatial.columns if x not in ("entity", "patch")]
-    out["spatial"] = spatial.select(columns).fill_null(0).to_numpy().astype(np.float32)
-    edges = read("harmonized", "edges")
+    out["zone"] = civil_codes(entities, zones)
+    out["spatial"] = places.features(read("embedded", "spatial"))
+    out["frequency"] = frequency.standardised(read("embedded", "density"), n)
     code = {e: i for i, e in enumerate(names)}
     patches = read("embedded", "patches").filter(kind="universal").sort("patch", "place")
     cell = patches["entity"].replace_strict(code, return_dtype=pl.Int64).to_numpy()
@@ -367,7 +387,8 @@ def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:
         "entities": names,
         "channels": channels,
         "step_us": signal.step_us,
-        "zones": zones,
+        "zones": zones["zone"].to_list(),
+        "countries": zones["country"].to_list(),
         "past": dense.get("past", []),
         "ahead": dense.get("ahead", []),
         "static": static,
@@ -433,6 +454,7 @@ def _open(folder: Path, name: str, stages: dict[str, Any], look_back: int | None
         "ahead_std",
         "zone",
         "spatial",
+        "frequency",
         "static",
         "text",
         "patch_cell",
@@ -457,7 +479,7 @@ def _open(folder: Path, name: str, stages: dict[str, Any], look_back: int | None
         steps_per_day=steps_per_day(facts["step_us"]),
         zones=tuple(facts["zones"]),
         zone=spec.zone,
-        country=spec.country,
+        countries=tuple(facts["countries"]),
         seasons=spec.seasons,
         past=tuple(facts["past"]),
         ahead=tuple(facts["ahead"]),

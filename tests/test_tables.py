@@ -38,7 +38,7 @@ def test_naive_times_are_refused_with_the_fix() -> None:
 
 def test_at_most_five_offenders_are_shown_and_all_are_counted() -> None:
     bad = pl.DataFrame({"entity": [f"e{i}" for i in range(9)], "lon": [999.0] * 9, "lat": [0.0] * 9}).with_columns(
-        zone=pl.lit(None, pl.String), text=pl.lit(None, pl.String)
+        **{c: pl.lit(None, pl.String) for c in ("zone", "country", "text")}
     )
     with pytest.raises(ContractError, match="9 of 9 rows") as caught:
         validate("entities", bad, Entities, "")
@@ -100,8 +100,9 @@ def test_rows_without_a_key_are_refused_with_the_rule_and_the_row(column: str, v
 )
 def test_coordinates_are_degrees(lon: float | None, lat: float | None, good: bool) -> None:
     frame = pl.DataFrame(
-        {"entity": ["a"], "lon": [lon], "lat": [lat], "zone": [None], "text": [None]},
-        schema_overrides={"lon": pl.Float64, "lat": pl.Float64, "zone": pl.String, "text": pl.String},
+        {"entity": ["a"], "lon": [lon], "lat": [lat], "zone": [None], "country": [None], "text": [None]},
+        schema={"entity": pl.String, "lon": pl.Float64, "lat": pl.Float64}
+        | dict.fromkeys(("zone", "country", "text"), pl.String),
     )
     if good:
         assert validate("entities", frame, Entities, "").equals(frame)
@@ -112,7 +113,7 @@ def test_coordinates_are_degrees(lon: float | None, lat: float | None, good: boo
 
 def test_an_entity_listed_twice_is_refused() -> None:
     frame = pl.DataFrame({"entity": ["a", "a"], "lon": [0.0, 1.0], "lat": [0.0, 0.0]}).with_columns(
-        zone=pl.lit(None, pl.String), text=pl.lit(None, pl.String)
+        **{c: pl.lit(None, pl.String) for c in ("zone", "country", "text")}
     )
     with pytest.raises(ContractError, match="2 of 2 rows") as caught:
         validate("entities", frame, Entities, "")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import fields
 from datetime import timedelta
@@ -13,6 +14,7 @@ from fixtures.synthetic import START, make_dataset, make_spec, tables
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from stfm_pipeline.backbones.calendar import Cycles
 from stfm_pipeline.datasets.spec import Dataset, Embed
 from stfm_pipeline.errors import StfmError
 from stfm_pipeline.lake import Lake
@@ -20,7 +22,7 @@ from stfm_pipeline.road import materialize
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.steps import STEPS
 from stfm_pipeline.tables import Signal
-from stfm_pipeline.windows import Arrays, Panel, Problem, Window, code_categories, load_panel
+from stfm_pipeline.windows import CALENDAR, Arrays, Panel, Problem, Window, code_categories, load_panel
 
 
 @pytest.fixture
@@ -107,7 +109,7 @@ def problem_of(n: int, look_back: int, horizon: int, steps_per_day: int) -> Prob
         steps_per_day=steps_per_day,
         zones=("UTC",),
         zone="UTC",
-        country=None,
+        countries=(None,),
         seasons=(24,),
         past=("f",),
         ahead=("g",),
@@ -258,3 +260,41 @@ def test_edges_and_zones_are_indexed_by_entity(panel: Panel) -> None:
     assert [panel.problem.zones[i] for i in tensors["zone"].tolist()] == ["America/New_York"] * 3 + [
         "Europe/Zurich"
     ] * 3
+
+
+def test_a_zone_has_a_calendar_for_each_country_and_entities_know_theirs(
+    add_dataset: Callable[[Dataset], Dataset], lake: Lake, settings: Settings
+) -> None:
+    def abroad(files: dict[str, Path]) -> dict[str, pl.DataFrame]:
+        raw = tables()
+        country = pl.Series([None, "CA", "CA", "DE", "FR", None], dtype=pl.String)
+        return raw | {"entities": raw["entities"].with_columns(country=country)}
+
+    add_dataset(make_dataset().model_copy(update={"read": abroad}))
+    for stage in STEPS:
+        materialize("synthetic", stage, lake, settings)
+    panel = load_panel(lake, "synthetic", settings.cache)
+    problem = panel.problem
+    lived = [(problem.zones[z], problem.countries[z]) for z in problem.tensors["zone"].tolist()]
+    york, zurich = "America/New_York", "Europe/Zurich"
+    assert lived == [(york, "US"), (york, "CA"), (york, "CA"), (zurich, "DE"), (zurich, "FR"), (zurich, "US")]
+    noon = (np.datetime64("2023-04-07T16", "us") - panel.times[0]) // np.timedelta64(1, "h")
+    holiday = panel.codes[noon, problem.tensors["zone"], CALENDAR.index("holiday")]
+    assert holiday.tolist() == [0, 1, 1, 1, 0, 0], "Good Friday is a day off in Canada and Germany"
+    assert Problem.from_config(json.loads(json.dumps(problem.to_config())), problem.tensors) == problem
+
+
+def test_cycles_are_civil_time_and_leave_out_what_training_never_saw(panel: Panel) -> None:
+    window = panel.gather(panel.origins("test")[-1:])
+    day, week, month, year = Cycles(panel.problem)(window.calendar).unflatten(-1, (4, 2)).unbind(dim=3)
+    tod = window.calendar[..., 0] - 1
+    assert torch.allclose(day[..., 0], torch.sin(tod * 2 * torch.pi / 24), atol=1e-6)
+    assert torch.allclose(torch.linalg.norm(week, dim=-1), torch.tensor(1.0))
+    assert (month == 0).all(), "April"
+    assert (year == 0).all(), "weeks after the training part"
+
+
+def test_places_hold_where_entities_are_and_how_they_swing(panel: Panel) -> None:
+    tensors = panel.problem.tensors
+    assert tensors["frequency"].shape == (6, 2 * 8)
+    assert torch.equal(panel.problem.places, torch.cat([tensors["spatial"], tensors["frequency"]], dim=1))

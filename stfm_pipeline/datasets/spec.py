@@ -115,6 +115,15 @@ Share = Annotated[Real, Field(ge=0, le=1)]
 Count = Annotated[Whole, Field(ge=0)]
 
 
+Place = Literal["coordinates", "fourier", "sphere", "eigenvectors", "h3", "geoclip", "geoclip-random"]
+
+
+def _check_places(places: tuple[Place, ...]) -> tuple[Place, ...]:
+    if double := sorted({p for p in places if places.count(p) > 1}):
+        raise ValueError(f"'{double[0]}' stands twice")
+    return places
+
+
 class Channel(Model):
     """A measured quantity. Values outside [minimum, maximum] and values equal to a `missing` code become unobserved.
 
@@ -220,13 +229,36 @@ class Patches(Model):
         return self
 
 
-class Embed(Model):
-    """Sizes of the embeddings computed once per dataset."""
+class Tokens(Model):
+    """Tokens computed once: so many quantile `bins` per channel, and a `codebook` of so many patches of `steps`.
 
+    0 is none. Bins cost a pass over the values; a codebook is searched for, which takes seconds to minutes, and has to
+    be asked for.
+    """
+
+    bins: Whole = Field(default=64, ge=0, le=65536)
+    codebook: Whole = Field(default=0, ge=0, le=8192)
+    steps: Whole = Field(default=12, ge=1)
+
+
+class Embed(Model):
+    """Which embeddings are computed once per dataset, and how large.
+
+    `spatial` names what is known of places: local `coordinates`, their `fourier` features up to 2^(octaves - 1) half
+    turns, points on the unit `sphere`, Laplacian `eigenvectors`, the `h3` cell of a resolution, and what GeoCLIP's
+    location encoder says, pretrained or with random weights. Patches are always cut. `bands` are those of the power
+    spectral density.
+    """
+
+    spatial: Annotated[tuple[Place, ...], AfterValidator(_check_places)] = ("coordinates", "eigenvectors")
+    octaves: Whole = Field(default=4, ge=1, le=16)
+    resolution: Whole = Field(default=4, ge=0, le=15)
     eigenvectors: Whole = Field(default=8, ge=0, le=1024)
     patch_size: Whole = Field(default=16, ge=1)
     periods: Whole = Field(default=5, ge=1)
     patches: Patches = Patches()
+    bands: Whole = Field(default=8, ge=1, le=64)
+    tokens: Tokens = Tokens()
 
 
 class Join(Model):
@@ -378,7 +410,8 @@ class Benchmark(Model):
 
 
 class DatasetSpec(Model):
-    """Everything about a dataset that is not code. `zone` is the civil zone of entities that name none.
+    """Everything about a dataset that is not code. `zone` and `country`, whose public holidays count, are those
+    of entities that name none.
 
     `tables` says how each raw table is read; a dataset with a `read` function of its own has none. Without `seasons`,
     a day and a week are the candidates. With `end`, the archive counts only for what was known by then: what follows

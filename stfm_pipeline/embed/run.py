@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,26 +10,46 @@ import polars as pl
 from numpy.typing import NDArray
 
 from stfm_pipeline.datasets.spec import DatasetSpec
-from stfm_pipeline.embed import frequency, patches, spatial, temporal
+from stfm_pipeline.embed import frequency, lineage, patches, temporal, tokens
+from stfm_pipeline.embed.places import features, place_table
 from stfm_pipeline.harmonize.split import parts_of
+from stfm_pipeline.settings import Settings
 from stfm_pipeline.stage import NEVER, Extension, Result, Tail
 from stfm_pipeline.tables import Check, Signal, step_us
 
 
-def embed(spec: DatasetSpec, tables: dict[str, pl.DataFrame]) -> Result:
-    """Calendar per step and civil zone, its training vocabulary, spatial embedding per entity, dominant periods."""
+def embed(spec: DatasetSpec, tables: Mapping[str, pl.DataFrame], settings: Settings | None = None) -> Result:
+    """Calendar per step and civil place, its training vocabulary, spatial embedding per entity, periods and density."""
+    home = settings or Settings()
     entities = tables["entities"]
     signal = Signal.from_frame(tables["signal"], entities["entity"].to_list(), spec.channel_names)
     parts = parts_of(tables["split"], signal.times)
-    zones = entities["zone"].unique().sort().to_list()
-    calendar = temporal.calendar(signal.times, zones, signal.step_us, spec.country)
+    civil = temporal.civil_places(entities)
+    zones, countries = civil["zone"].to_list(), civil["country"].to_list()
+    calendar = temporal.calendar(signal.times, zones, signal.step_us, countries)
     until = tables["split"].filter(pl.col("part") == "train")["end"][0]
     vocabulary = temporal.vocabulary(calendar, until, signal.step_us)
-    places = spatial.embed(entities, tables["edges"], spec.embed.eigenvectors, spec.embed.patch_size)
+    places, made = place_table(entities, tables["edges"], spec.embed, home)
     spectrum = frequency.dominant_periods(signal, parts["train"], spec.embed.periods)
     per_day = temporal.steps_per_day(signal.step_us)
     profiles = patches.daily_profiles(signal, parts["train"], tables["scaler"], per_day)
     cut, partitions, whole = patches.cut(spec, entities, tables["edges"], profiles)
+    density = frequency.density(signal, parts["train"], spec.embed.bands, max(spec.seasons))
+    out: dict[str, pl.DataFrame] = {
+        "calendar": calendar,
+        "vocabulary": vocabulary,
+        "spatial": places,
+        "patches": cut,
+        "spectrum": spectrum,
+        "density": density,
+        "zones": civil,
+    }
+    said: dict[str, Any] = {}
+    if spec.embed.tokens.bins:
+        out["bins"] = tokens.bins(signal, parts["train"], spec.embed.tokens.bins)
+    if spec.embed.tokens.codebook:
+        found = tokens.of_spec(signal, dict(parts), tables["scaler"], spec.embed.tokens)
+        out["codebook"], said["codebook"] = found.to_frame(), found.facts
     unseen = vocabulary.filter(pl.col("count") == 0)
     sizes = places["patch"].value_counts()["count"]
     strongest = (
@@ -41,14 +62,18 @@ def embed(spec: DatasetSpec, tables: dict[str, pl.DataFrame]) -> Result:
     )
     facts: dict[str, Any] = {
         "zones": zones,
+        "countries": countries,
         "steps": len(signal.times),
         "unseen_categories": [f"{r['feature']} {r['code']}" for r in unseen.to_dicts()],
         "patches": len(sizes),
         "partitions": partitions,
-        "eigenvectors": spec.embed.eigenvectors,
+        "located": int(places["located"].sum()),
+        "spatial": made,
         "commonest_dominant_period": {r["channel"]: r["period"] for r in strongest.to_dicts()},
+        "made_from": lineage.made_from(entities, tables["edges"], signal, parts["train"].stop),
+        **said,
     }
-    numeric = places.select(pl.selectors.float()).to_numpy()
+    numeric = features(places)
     span = (int(sizes.min() or 0), int(sizes.max() or 0))  # type: ignore[arg-type]
     checks = [
         Check("calendar_is_complete", len(calendar) == len(signal.times) * len(zones), "every step in every zone", {}),
@@ -58,31 +83,21 @@ def embed(spec: DatasetSpec, tables: dict[str, pl.DataFrame]) -> Result:
             "patch sizes differ by at most one",
             {"smallest": span[0], "largest": span[1]},
         ),
-        Check("embeddings_are_finite", not np.isinf(numeric).any(), "no infinite coordinate or eigenvector", {}),
+        Check("embeddings_are_finite", bool(np.isfinite(numeric).all()), "no infinite coordinate or eigenvector", {}),
         whole,
+        *lineage.checks(spec, tables, signal, parts["train"].stop, out, facts, home),
     ]
-    return Result(
-        {
-            "calendar": calendar,
-            "vocabulary": vocabulary,
-            "spatial": places,
-            "patches": cut,
-            "spectrum": spectrum,
-            "zones": pl.DataFrame({"zone": zones}).with_row_index("code").cast({"code": pl.Int32}),
-        },
-        facts,
-        checks,
-    )
+    return Result(out, facts, checks)
 
 
 def extend(spec: DatasetSpec, facts: dict[str, Any], clock: NDArray[np.datetime64]) -> Extension:
     """What an embedded stage with `facts` becomes when the clock is a longer one: the calendar of its new steps."""
-    zones, kept = facts["zones"], facts["steps"]
+    zones, countries, kept = facts["zones"], facts["countries"], facts["steps"]
     times = clock[kept:]
     new = facts | {"steps": len(clock)}
     if not len(times):
         return Extension({}, new, [], NEVER)
-    calendar = temporal.calendar(times, zones, step_us(spec.harmonize.step), spec.country)
+    calendar = temporal.calendar(times, zones, step_us(spec.harmonize.step), countries)
     whole = len(calendar) == len(times) * len(zones)
     check = Check("calendar_is_complete", whole, "every new step in every zone", {})
     return Extension({"calendar": Tail(kept * len(zones), calendar)}, new, [check], calendar["time"][0])

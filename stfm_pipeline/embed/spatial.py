@@ -1,4 +1,4 @@
-"""Where entities are: normalised coordinates, Laplacian eigenvectors, balanced patches."""
+"""Geometry of places: normalised coordinates, Laplacian eigenvectors, balanced patches."""
 
 from __future__ import annotations
 
@@ -134,6 +134,14 @@ def _laplacian(adjacency: Sparse) -> Sparse:
     return (eye_array(weights.shape[0]) - root @ weights @ root).tocsr()
 
 
+def residual(adjacency: Sparse, vectors: Array) -> Array:
+    """(k,) how far columns are from eigenvectors of length 1 of the Laplacian; 0 for columns that are 0, left out."""
+    moved = _laplacian(adjacency) @ vectors
+    off = np.linalg.norm(moved - vectors * (vectors * moved).sum(axis=0), axis=0)
+    length = np.linalg.norm(vectors, axis=0)
+    return np.asarray(np.where(length > 0, np.maximum(off, np.abs(length - 1)), 0))
+
+
 def stand_in_coordinates(adjacency: Sparse, eigenvectors: Array) -> Array:
     """(n, 2) coordinates from edges alone: the two slowest eigenvectors, the slower the wider (commute-time map)."""
     slow = np.zeros((adjacency.shape[0], 2))
@@ -183,24 +191,3 @@ def adjacency_of(edges: pl.DataFrame, entities: list[str]) -> Sparse:
     ends = [edges[c].replace_strict(code, return_dtype=pl.Int64).to_numpy() for c in ("source", "target")]
     n = len(entities)
     return csr_array((edges["weight"].to_numpy().astype(np.float64), (ends[0], ends[1])), shape=(n, n))
-
-
-def embed(entities: pl.DataFrame, edges: pl.DataFrame, eigenvectors: int, patch_size: int) -> pl.DataFrame:
-    """One row per entity: `x`, `y`, `patch`, `eig_1..k`. Entities without coordinates are patched by eigenvectors.
-
-    Cells of a grid that does not lie anywhere on Earth have their place in the grid, the first row on top.
-    """
-    names = entities["entity"].to_list()
-    lon, lat = (entities[c].fill_null(np.nan).to_numpy().astype(np.float64) for c in ("lon", "lat"))
-    if "row" in entities.columns and not np.isfinite(lon + lat).all():
-        lon, row = (entities[c].to_numpy().astype(np.float64) for c in ("col", "row"))
-        lat = row.mean() - row
-    xy = normalized_coordinates(lon, lat)
-    adjacency = adjacency_of(edges, names)
-    eig = laplacian_eigenvectors(adjacency, eigenvectors)
-    located = np.isfinite(xy).all()
-    patch = balanced_patches(xy if located else stand_in_coordinates(adjacency, eig), patch_size)
-    columns = {f"eig_{i + 1}": eig[:, i].astype(np.float32) for i in range(eigenvectors)}
-    return pl.DataFrame(
-        {"entity": names, "x": xy[:, 0].astype(np.float32), "y": xy[:, 1].astype(np.float32), "patch": patch, **columns}
-    ).with_columns(pl.col("x", "y").fill_nan(None))

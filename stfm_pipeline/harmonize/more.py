@@ -12,7 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from stfm_pipeline.datasets.rules import Decompose
-from stfm_pipeline.datasets.spec import DatasetSpec, Harmonize
+from stfm_pipeline.datasets.spec import DatasetSpec, Harmonize, Part
 from stfm_pipeline.harmonize import coarsen, decompose, filters, split, thin
 from stfm_pipeline.harmonize.gather import Gathered, gather
 from stfm_pipeline.harmonize.mask import is_masked
@@ -53,7 +53,12 @@ def edges_of(facts: dict[str, Any]) -> tuple[datetime, datetime]:
 
 def touches_training(table: pl.DataFrame, since: datetime) -> bool:
     """Whether anything that is fitted on the training part may differ; edges of its very end still belong to it."""
-    return bool(since <= table.filter(pl.col("part") == "train")["end"][0])
+    return touches(table, "train", since)
+
+
+def touches(table: pl.DataFrame, part: Part, since: datetime) -> bool:
+    """Whether anything up to the end of a part of the split may differ."""
+    return bool(since <= table.filter(pl.col("part") == part)["end"][0])
 
 
 @dataclass(frozen=True)

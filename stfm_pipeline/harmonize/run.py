@@ -55,7 +55,7 @@ def check_raw(spec: DatasetSpec, raw: dict[str, pl.DataFrame]) -> dict[str, pl.D
     for column in ("lon", "lat"):
         if column not in tables["entities"].columns:
             tables["entities"] = tables["entities"].with_columns(pl.lit(None, pl.Float64).alias(column))
-    for column in ("zone", "text"):
+    for column in ("zone", "country", "text"):
         if column not in tables["entities"].columns:
             tables["entities"] = tables["entities"].with_columns(pl.lit(None, pl.String).alias(column))
     tables["entities"] = validate("entities", tables["entities"], Cells if spec.kind == "grid" else Entities, fix)
@@ -123,7 +123,8 @@ def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFr
     """
     tables = check_raw(spec, raw)
     rule = rule_now(spec, tables["observations"]["time"].max())
-    entities = tables["entities"].with_columns(zone=pl.col("zone").fill_null(spec.zone)).with_row_index("index")
+    home = {k: pl.coalesce(k, pl.lit(getattr(spec, k), pl.String)) for k in ("zone", "country")}
+    entities = tables["entities"].with_columns(**home).with_row_index("index")
     # Delta has no unsigned numbers: what is read is then exactly what was published.
     entities = entities.cast({"index": pl.Int32})
     names = entities["entity"].to_list()

@@ -127,7 +127,12 @@ def _phases(spec: DatasetSpec, times: NDArray[Any], zones: list[str]) -> dict[in
     """Where in each season a step lies (t, z): by civil time for days and weeks, else by counting."""
     step = step_us(spec.harmonize.step)
     day = steps_per_day(step)
-    civil = calendar(times, zones, step, None).select("tod", "dow").to_numpy().reshape(len(times), len(zones), 2)
+    civil = (
+        calendar(times, zones, step, [None] * len(zones))
+        .select("tod", "dow")
+        .to_numpy()
+        .reshape(len(times), len(zones), 2)
+    )
     out: dict[int, Index] = {}
     for season in sorted({s for s in spec.seasons if s > 1}):
         if season in (day, 7 * day):

@@ -25,6 +25,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stfm_pipeline.backbones.calendar import circle
 from stfm_pipeline.backbones.graph import SelfAdaptive, Transition
 from stfm_pipeline.backbones.graph_wavenet import GatedConv, Layer, taps
 from stfm_pipeline.systems.spec import System, Training
@@ -64,7 +65,7 @@ class GraphWaveNet(nn.Module):
         self.patch = math.ceil(p.look_back / self.steps)
         self.pad = self.steps * self.patch - p.look_back
         self.register_buffer("zone", p.tensors["zone"].clone(), persistent=False)
-        self.register_buffer("clock", _clock(p.steps_per_day), persistent=False)
+        self.register_buffer("clock", circle(p.steps_per_day), persistent=False)
         edges = p.tensors["edge_index"], p.tensors["edge_weight"]
         ways = (False, True) if given and len(edges[1]) else ()
         self.given = nn.ModuleList(Transition(*edges, p.n, reverse=way) for way in ways)
@@ -102,12 +103,6 @@ class GraphWaveNet(nn.Module):
     def _patches(self, x: Shaped[Tensor, "b l n f"]) -> Shaped[Tensor, "t n b p"]:
         x = F.pad(x, (0, 0, 0, 0, self.pad, 0))
         return x.view(len(x), self.steps, self.patch, *x.shape[2:]).permute(1, 3, 0, 2, 4).flatten(3)
-
-
-def _clock(steps_per_day: int) -> Float[Tensor, "k 2"]:
-    """Sine and cosine of the time of day by calendar code; code 0, a time that training never saw, is the middle."""
-    angle = torch.arange(steps_per_day) * (2 * math.pi / steps_per_day)
-    return torch.cat([torch.zeros(1, 2), torch.stack([angle.sin(), angle.cos()], dim=1)])
 
 
 SYSTEM = System(

@@ -20,17 +20,17 @@ class STID(nn.Module):
     """Shapes: inputs over (b, look_back, n, c) -> (b, horizon, n, c)."""
 
     zone: Tensor
-    spatial: Tensor
+    places: Tensor
 
     def __init__(self, problem: Problem, width: int = 32, layers: int = 3, dropout: float = 0.15) -> None:
         super().__init__()
         p = problem
         self.horizon, self.c = p.horizon, p.c
         self.register_buffer("zone", p.tensors["zone"].clone())
-        self.register_buffer("spatial", p.tensors["spatial"].clone())
+        self.register_buffer("places", p.places, persistent=False)
         side = 2 * p.recent * len(p.past) + 2 * p.horizon * len(p.ahead)
         self.history = nn.Linear(2 * p.look_back * p.c, width)
-        self.place = nn.Linear(self.spatial.shape[1], width, bias=False)
+        self.place = nn.Linear(self.places.shape[1], width, bias=False)
         self.node = nn.Parameter(torch.empty(p.n, width))
         nn.init.xavier_uniform_(self.node)
         self.tod = nn.Embedding(p.steps_per_day + 1, width, padding_idx=0)
@@ -48,7 +48,7 @@ class STID(nn.Module):
         # One embedding per zone, not per node; and all blocks as narrow as the first, or the layers would be wide.
         first, middle = inputs.calendar_ahead[:, 0], inputs.calendar_ahead[:, self.horizon // 2]
         when = torch.cat([self.tod(first[..., 0]), self.dow(first[..., 1]) + self.holiday(middle[..., 2])], dim=-1)
-        where = (self.node + self.place(self.spatial)).to(history.dtype)
+        where = (self.node + self.place(self.places)).to(history.dtype)
         parts = [history, where.expand(b, n, -1), when.index_select(1, self.zone).to(history.dtype)]
         if self.side is not None:
             parts.append(self.side(self._side(inputs)))

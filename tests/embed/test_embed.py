@@ -1,25 +1,28 @@
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import numpy as np
 import polars as pl
 import pytest
-from fixtures.synthetic import make_spec, tables
+from fixtures.synthetic import START, make_spec, tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
+from stfm_pipeline.datasets.spec import Embed, Tokens
 from stfm_pipeline.embed import spatial
-from stfm_pipeline.embed.frequency import dominant_periods
-from stfm_pipeline.embed.run import embed
+from stfm_pipeline.embed.frequency import density, dominant_periods, standardised
+from stfm_pipeline.embed.places import place_table
+from stfm_pipeline.embed.run import embed, extend
 from stfm_pipeline.embed.spatial import balanced_patches, laplacian_eigenvectors, normalized_coordinates
-from stfm_pipeline.embed.spatial import embed as embed_places
 from stfm_pipeline.embed.temporal import calendar, holiday_codes, vocabulary
 from stfm_pipeline.errors import ContractError
 from stfm_pipeline.harmonize.run import harmonize
-from stfm_pipeline.tables import Signal
+from stfm_pipeline.settings import Settings
+from stfm_pipeline.stage import Tail
+from stfm_pipeline.tables import Signal, times_of
 
 HOUR = 3_600_000_000
 
@@ -29,7 +32,7 @@ def hours(start: str, n: int) -> np.ndarray:
 
 
 def test_civil_time_follows_daylight_saving_in_each_zone() -> None:
-    table = calendar(hours("2024-11-03T04", 4), ["America/New_York", "UTC"], HOUR, None)
+    table = calendar(hours("2024-11-03T04", 4), ["America/New_York", "UTC"], HOUR, [None, None])
     york, utc = table.filter(zone=0), table.filter(zone=1)
     assert york["tod"].to_list() == [0, 1, 1, 2]
     assert york["offset"].to_list() == [-4, -4, -5, -5]
@@ -95,7 +98,7 @@ def test_noise_after_the_training_part_changes_no_embedding_but_the_calendar() -
         count=pl.when(pl.col("time") >= end).then(99.0).otherwise("count")
     )
     a, b = embed(spec, first.tables), embed(spec, harmonize(spec, raw).tables)
-    for table in ("vocabulary", "spatial", "spectrum", "calendar"):
+    for table in ("vocabulary", "spatial", "spectrum", "density", "calendar"):
         assert a.tables[table].equals(b.tables[table]), table
     assert a.passed
     assert a.facts["patches"] == 4
@@ -106,16 +109,21 @@ def test_categories_that_training_never_saw_are_reported() -> None:
     result = embed(spec, harmonize(spec, tables()).tables)
     counts = result.tables["vocabulary"].filter(feature="holiday")["count"].to_list()
     assert counts[1] == 24 + 23, "20 February 2023 is a holiday in the US; Zurich's began an hour before the data"
-    assert result.facts["unseen_categories"] == []
-    cut = embed(spec.model_copy(update={"country": None}), harmonize(spec, tables()).tables)
-    assert cut.facts["unseen_categories"] == ["holiday 1", "holiday 2"]
+    features = {"tod", "dow", "holiday"}
+    assert not features & {u.split()[0] for u in result.facts["unseen_categories"]}
+    nowhere = make_spec(country=None)
+    cut = embed(nowhere, harmonize(nowhere, tables()).tables)
+    assert [u for u in cut.facts["unseen_categories"] if u.split()[0] in features] == ["holiday 1", "holiday 2"]
+    seen = result.tables["vocabulary"].filter(pl.col("count") > 0)
+    assert seen.filter(feature="month")["code"].to_list() == [1, 2], "February and March"
+    assert seen.filter(feature="week")["code"].to_list() == [6, 7, 8, 9, 10, 11, 12]
 
 
 @pytest.mark.parametrize("zone", ["America/New_York", "Europe/Zurich", "Asia/Kolkata", "Australia/Lord_Howe"])
 @pytest.mark.parametrize("start", ["2024-03-09T00", "2024-03-30T00", "2024-10-26T00", "2024-12-30T00"])
 def test_the_calendar_agrees_with_the_standard_library_hour_by_hour(zone: str, start: str) -> None:
     times = hours(start, 72)
-    table = calendar(times, [zone], HOUR, None)
+    table = calendar(times, [zone], HOUR, [None])
     for row in table.to_dicts():
         local = row["time"].astimezone(ZoneInfo(zone))
         assert row["tod"] == local.hour
@@ -128,7 +136,7 @@ def test_the_calendar_agrees_with_the_standard_library_hour_by_hour(zone: str, s
 
 
 def test_days_of_a_clock_change_have_23_and_25_hours() -> None:
-    table = calendar(hours("2024-01-01T05", 366 * 24), ["America/New_York"], HOUR, None)
+    table = calendar(hours("2024-01-01T05", 366 * 24), ["America/New_York"], HOUR, [None])
     days = table.with_columns(day=pl.col("time").dt.convert_time_zone("America/New_York").dt.date())
     sizes = {d: n for d, n in days.group_by("day").len().iter_rows() if n != 24}
     assert sizes == {date(2024, 3, 10): 23, date(2024, 11, 3): 25}
@@ -137,7 +145,7 @@ def test_days_of_a_clock_change_have_23_and_25_hours() -> None:
 
 
 def test_a_holiday_is_a_civil_day_in_each_zone() -> None:
-    table = calendar(hours("2024-07-03T00", 72), ["America/New_York", "Asia/Tokyo"], HOUR, "US")
+    table = calendar(hours("2024-07-03T00", 72), ["America/New_York", "Asia/Tokyo"], HOUR, ["US", "US"])
     for code, zone in enumerate(["America/New_York", "Asia/Tokyo"]):
         for row in table.filter(zone=code).to_dicts():
             day = row["time"].astimezone(ZoneInfo(zone)).date()
@@ -145,16 +153,16 @@ def test_a_holiday_is_a_civil_day_in_each_zone() -> None:
 
 
 def test_steps_of_five_minutes_and_of_a_day_have_their_own_times_of_day() -> None:
-    fine = calendar(hours("2024-01-01", 1) + np.arange(288) * np.timedelta64(300, "s"), ["UTC"], HOUR // 12, None)
+    fine = calendar(hours("2024-01-01", 1) + np.arange(288) * np.timedelta64(300, "s"), ["UTC"], HOUR // 12, [None])
     assert fine["tod"].to_list() == list(range(288))
-    daily = calendar(hours("2024-01-01", 240)[::24], ["UTC"], HOUR * 24, None)
+    daily = calendar(hours("2024-01-01", 240)[::24], ["UTC"], HOUR * 24, [None])
     assert daily["tod"].to_list() == [0] * 10
     counts = vocabulary(daily, datetime(2024, 1, 8, tzinfo=UTC), HOUR * 24)
     assert counts.filter(feature="tod")["count"].to_list() == [7]
 
 
 def test_a_vocabulary_counts_the_training_part_alone() -> None:
-    table = calendar(hours("2024-01-01", 48), ["UTC"], HOUR, None)
+    table = calendar(hours("2024-01-01", 48), ["UTC"], HOUR, [None])
     counts = vocabulary(table, datetime(2024, 1, 1, 6, tzinfo=UTC), HOUR)
     assert counts.filter(feature="tod")["count"].to_list() == [1] * 6 + [0] * 18
     assert counts.filter(feature="dow")["count"].to_list() == [6] + [0] * 6
@@ -188,10 +196,12 @@ def test_entities_without_a_place_are_patched_along_their_edges() -> None:
             "weight": [1.0] * 6 + [0.01],
         }
     )
-    table = embed_places(entities, edges, 2, 3)
+    table, made = place_table(entities, edges, Embed(eigenvectors=2, patch_size=3), Settings())
     patch = dict(table.select("entity", "patch").iter_rows())
     assert patch["a"] == patch["c"] == patch["e"] != patch["b"] == patch["d"] == patch["f"]
     assert table["x"].null_count() == 6
+    assert not table["located"].any()
+    assert made["patch"]["of"] == "eigenvectors"
 
 
 @given(st.integers(0, 50), st.integers(2, 12), st.integers(1, 15))
@@ -269,3 +279,88 @@ def test_patches_of_a_square_grid_are_equal_rectangles() -> None:
         inside = patch == code
         height, width = np.ptp(rows[inside]) + 1, np.ptp(columns[inside]) + 1
         assert height * width == inside.sum()
+
+
+def noise(t: int, share: float, level: float = 1.0) -> Signal:
+    rng = np.random.default_rng(0)
+    values = (50 + level * rng.normal(size=(t, 2, 1))).astype(np.float32)
+    observed = rng.random(values.shape) < share
+    return Signal(hours("2024-01-01", t), ("a", "b"), ("x",), np.where(observed, values, 0), observed)
+
+
+def test_the_density_of_white_noise_is_flat_at_its_variance_whatever_is_missing() -> None:
+    for share in (1.0, 0.5):
+        table = density(noise(24 * 400, share, 3.0), slice(0, 24 * 300), 6, 24)
+        # One-sided: the variance is spread over half the sampling rate of 24 a day.
+        assert np.abs(table["power"].to_numpy() - np.log10(9 / 12)).max() < 0.15, share
+
+
+def test_bands_grow_with_frequency_and_say_where_power_is() -> None:
+    t = np.arange(24 * 60)
+    values = np.sin(t * 2 * np.pi / 24)[:, None, None].repeat(2, axis=1).astype(np.float32)
+    values[:, 1] = 0.1
+    signal = Signal(hours("2024-01-01", len(t)), ("daily", "flat"), ("x",), values, np.ones(values.shape, bool))
+    table = density(signal, slice(0, len(t)), 8, 168)
+    own, low, high = (table.filter(entity="daily")[k].to_numpy() for k in ("power", "low", "high"))
+    assert len(own) == 8
+    assert low[own.argmax()] <= 1 <= high[own.argmax()]
+    assert (low[1:] > high[:-1]).all()
+    assert (low[0], high[-1]) == pytest.approx((24 / 672, 12))
+    assert table.filter(entity="flat")["power"].null_count() == 8
+    assert len(density(signal, slice(0, 6), 8, 168)) == 2 * 3, "six steps have three frequencies"
+
+
+def test_log_power_is_standardised_over_entities_that_have_any() -> None:
+    signal = noise(24 * 60, 1.0)
+    louder = np.concatenate([signal.values, signal.values * 3, np.ones_like(signal.values[:, :1])], axis=1)
+    names = ("a", "b", "c", "d", "still")
+    grown = Signal(signal.times, names, ("x",), louder, np.ones(louder.shape, bool))
+    found = standardised(density(grown, slice(0, len(louder)), 4, 24), 5)
+    assert found.shape == (5, 4)
+    assert np.allclose(found[:4].mean(axis=0), 0, atol=1e-6)
+    assert np.allclose(found[:4].std(axis=0), 1, atol=1e-5)
+    assert (found[2:4].mean(axis=1) > found[:2].mean(axis=1)).all()
+    assert (found[4] == 0).all()
+
+
+def test_months_and_weeks_are_civil() -> None:
+    table = calendar(hours("2024-12-29T00", 96), ["Pacific/Auckland", "UTC"], HOUR, [None, None])
+    for code, zone in enumerate(["Pacific/Auckland", "UTC"]):
+        for row in table.filter(zone=code).to_dicts():
+            local = row["time"].astimezone(ZoneInfo(zone))
+            assert (row["month"], row["week"]) == (local.month - 1, local.isocalendar().week - 1)
+
+
+def test_entities_of_one_zone_in_two_countries_have_holidays_of_their_own() -> None:
+    spec, raw = make_spec(), tables()
+    raw["entities"] = raw["entities"].with_columns(
+        zone=pl.lit("Europe/Zurich"), country=pl.Series(["FR", "FR", "DE", "DE", None, None])
+    )
+    result = embed(spec, harmonize(spec, raw).tables)
+    assert result.tables["zones"].rows() == [
+        (0, "Europe/Zurich", "DE"),
+        (1, "Europe/Zurich", "FR"),
+        (2, "Europe/Zurich", "US"),
+    ]
+    holidays = result.tables["calendar"].filter(pl.col("time").dt.convert_time_zone("Europe/Zurich").dt.hour() == 12)
+    off = {code: holidays.filter(zone=code, holiday=1)["time"].dt.date().to_list() for code in range(3)}
+    easter = date(2023, 4, 10)
+    assert off == {0: [date(2023, 4, 7), easter], 1: [easter], 2: [date(2023, 2, 20)]}, "Good Friday is not French"
+
+
+def test_what_lands_after_the_split_only_lengthens_the_calendar() -> None:
+    spec, raw = make_spec(embed=Embed(tokens=Tokens(codebook=4))), tables(62)
+    until = pl.col("time") < START + timedelta(days=60)
+    short = raw | {"observations": raw["observations"].filter(until)}
+    before = harmonize(spec, short)
+    first = embed(spec, before.frames)
+    grown = harmonize(spec, raw, before.frame("split")).frames
+    whole = embed(spec, grown)
+    more = extend(spec, first.facts, times_of(grown["signal"]["time"]))
+    tail = more.tables["calendar"]
+    assert isinstance(tail, Tail)
+    assert len(tail.frame) == 2 * 24 * 2
+    assert pl.concat([first.frame("calendar"), tail.frame]).equals(whole.frame("calendar"))
+    assert more.facts == whole.facts
+    for table in set(whole.tables) - {"calendar"}:
+        assert first.frame(table).equals(whole.frame(table)), table

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from stfm_pipeline.cli import app
-from stfm_pipeline.datasets.spec import Channel, Dataset, Embed, Facts
+from stfm_pipeline.datasets.spec import Channel, Dataset, Embed, Facts, Tokens
 from stfm_pipeline.embed.strength import strengths
 from stfm_pipeline.lake import Lake
 from stfm_pipeline.pages.dataset import Page, dataset_page
@@ -590,3 +590,24 @@ def test_the_command_works_before_materialisation(synthetic: Dataset, home: Path
     found = json.loads(CliRunner().invoke(app, ["datasets", "show", "synthetic", "--json"]).stdout)
     assert found["stages"] == {}
     assert Path(found["page"]).is_file()
+
+
+def test_each_part_of_the_embedded_stage_has_a_row_that_says_how_it_was_made(build: Build) -> None:
+    raw = tables()
+    rule = Embed(spatial=("coordinates", "h3", "geoclip-random"), patch_size=2, tokens=Tokens(codebook=4))
+    made, lake = build(raw, embed=rule)
+    page = dataset_page(made.spec, lake)
+    stage = lake.require("small", "embedded")
+    head, *rows = Read(page.html).tables["Embeddings"]
+    assert head == ["part", "table", "how it was made"]
+    found = {part: (table, how) for part, table, how in rows}
+    assert set(found) == {
+        *("civil time", "patch", *rule.spatial),
+        *("dominant periods", "power spectral density", "bins", "codebook"),
+    }
+    assert {table for table, _ in found.values()} <= set(stage.tables)
+    assert found["civil time"][1] == "America/New_York with holidays of US, Europe/Zurich with holidays of US"
+    weights = stage.facts["spatial"]["geoclip-random"]["weights"][:16]
+    assert found["geoclip-random"][1].endswith(f"encoder geoclip_random, weights {weights}")
+    assert f"{stage.facts['codebook']['error']['val']['codebook']:.3f} against" in found["codebook"][1]
+    assert stage.facts["made_from"]["training_part"] in page.html

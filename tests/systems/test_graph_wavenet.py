@@ -29,7 +29,7 @@ def make_problem(n: int, edges: list[tuple[int, int]], look_back: int, horizon: 
         steps_per_day=DAY,
         zones=("UTC", "Asia/Tokyo"),
         zone="UTC",
-        country=None,
+        countries=(None, None),
         seasons=(DAY,),
         past=(),
         ahead=(),

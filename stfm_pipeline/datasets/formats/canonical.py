@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from stfm_pipeline.datasets.formats.base import Form, Scene, dated, open_frame, pick
 from stfm_pipeline.datasets.formats.numbers import numbers
 
-TEXT = ("entity", "source", "target", "zone", "text")
+TEXT = ("entity", "source", "target", "zone", "country", "text")
 TIMES = ("time", "known_at")
 KEYS = {"observations": ("entity", "time"), "entities": ("entity",), "edges": ("source", "target", "weight")}
 

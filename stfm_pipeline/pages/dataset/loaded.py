@@ -13,6 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from stfm_pipeline.datasets.spec import PARTS, DatasetSpec
+from stfm_pipeline.embed.temporal import civil_codes
 from stfm_pipeline.harmonize.split import Parts, parts_of
 from stfm_pipeline.lake import Lake, Stage
 from stfm_pipeline.pages.axis import DAY_US, Axis, dates, duration
@@ -111,11 +112,11 @@ def load(spec: DatasetSpec, lake: Lake, stages: dict[str, Stage]) -> Loaded | No
     signal = Signal.from_frame(rows, entities["entity"].to_list(), spec.channel_names)
     zone, calendar = np.zeros(len(entities), np.int64), None
     if "embedded" in stages:
-        zones = lake.read(stages["embedded"], "zones")["zone"].to_list()
+        zones = lake.read(stages["embedded"], "zones")
         civil = lake.read(stages["embedded"], "calendar").select("tod", "dow").cast(pl.Int64)
         tod, dow = (civil[c].to_numpy().reshape(len(signal.times), len(zones)) for c in ("tod", "dow"))
         calendar = tod, dow
-        zone = entities["zone"].replace_strict(zones, range(len(zones)), return_dtype=pl.Int64).to_numpy()
+        zone = civil_codes(entities, zones)
     return Loaded(spec, stages, entities, signal, split, parts_of(split, signal.times), zone, calendar)
 
 

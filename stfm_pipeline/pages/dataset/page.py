@@ -10,6 +10,7 @@ from stfm_pipeline.datasets.spec import DatasetSpec
 from stfm_pipeline.lake import Lake, Stage
 from stfm_pipeline.pages.base import linkable, source_line, templates
 from stfm_pipeline.pages.dataset import coverage, facts, field, places, seasons, values
+from stfm_pipeline.pages.dataset.embeddings import embeddings
 from stfm_pipeline.pages.dataset.loaded import Loaded, load
 
 STAGES = ("raw", "harmonized", "embedded", "enriched")
@@ -91,5 +92,6 @@ def _measured(d: Loaded, lake: Lake) -> tuple[dict[str, Any], dict[str, Any]]:
         "values": entries,
         "seasons": seasons.strength(d),
         "spectrum": spectra,
+        "embeddings": embeddings(d.stages.get("embedded")),
     }
     return drawn, numbers
