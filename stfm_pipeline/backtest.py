@@ -98,8 +98,8 @@ def cut(spec: DatasetSpec, raw: dict[str, pl.DataFrame], origin: datetime, end: 
     split.check_lengths(split.parts_of(frozen, clock(begin, end, spec.harmonize.step)), spec.task)
     log.info("%s: %d steps up to %s, judged on %d", spec.name, len(times), origin, (end - origin) // step)
     harmonized = harmonize(spec, tables, frozen)
-    embedded = embed(spec, harmonized.frames)
-    enriched = enrich(spec, {t: f for t, f in tables.items() if t in spec.side_tables}, harmonized.frames)
+    embedded = embed(spec, harmonized.tables)
+    enriched = enrich(spec, {t: f for t, f in tables.items() if t in spec.side_tables}, harmonized.tables)
     inputs: dict[str, str] = {}
     for name, result in (("harmonized", harmonized), ("embedded", embedded), ("enriched", enriched)):
         found = lake.publish(

@@ -287,7 +287,7 @@ class Lake:
     def table(self, stage: Stage, table: str) -> Table:
         """The same, a few rows at a time where it is too large to hold."""
         first = self.read_rows(stage, table, 0, 1)
-        width = sum(int(n or 0) for n in first.select(pl.selectors.list().list.len()).row(0)) if len(first) else 0
+        width = sum(int(n or 0) for row in first.select(pl.selectors.list().list.len()).rows() for n in row)
         rows = stage.blocks[table].rows if table in stage.blocks else 0
         if "time" not in first.columns or not is_large((rows, width)):
             return self.read(stage, table)

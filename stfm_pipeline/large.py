@@ -48,6 +48,11 @@ def frames_of(table: Table) -> Iterator[pl.DataFrame]:
     return iter([table]) if isinstance(table, pl.DataFrame) else table.frames()
 
 
+def times_in(table: Table) -> pl.Series:
+    """The column `time` of a table."""
+    return table["time"] if isinstance(table, pl.DataFrame) else table.times
+
+
 def is_large(shape: tuple[int, ...], dtype: Any = np.float32) -> bool:
     """Whether an array of this size is kept in a file."""
     return bool(prod(shape) * np.dtype(dtype).itemsize > LARGE)
@@ -88,3 +93,10 @@ def passes(rows: int, width: int, *arrays: NDArray[Any]) -> Iterator[slice]:
     for i in range(0, rows, size):
         yield slice(i, min(i + size, rows))
         release(*arrays)
+
+
+def total(count: Callable[..., Any], *arrays: NDArray[Any]) -> int:
+    """The sum of what `count` says of arrays with as many rows each, some rows at a time."""
+    rows = len(arrays[0])
+    width = max(prod(a.shape[1:]) for a in arrays)
+    return sum(int(count(*(a[part] for a in arrays))) for part in passes(rows, width, *arrays))

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from stfm_pipeline.datasets.catalog import get_dataset
 from stfm_pipeline.datasets.spec import Channel, Dataset, Facts, Split
 from stfm_pipeline.lake import Lake, Stage, Tables
-from stfm_pipeline.large import Chunks, whole
+from stfm_pipeline.large import Chunks, Table, whole
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.stage import Tail
 from stfm_pipeline.steps import STEPS
@@ -82,10 +82,13 @@ class Held(Lake):
     def stage(self, dataset: str, stage: str) -> Stage | None:
         return self.held[stage][0] if stage in self.held else None
 
-    def read(self, stage: Stage, table: str) -> pl.DataFrame:
+    def table(self, stage: Stage, table: str) -> Table:
         found = self.held[stage.name][1][table]
         assert not isinstance(found, Tail)
-        return whole(found)
+        return found
+
+    def read(self, stage: Stage, table: str) -> pl.DataFrame:
+        return whole(self.table(stage, table))
 
     def pages(self, stage: str, table: str) -> Iterator[pl.DataFrame]:
         """A table some rows at a time."""

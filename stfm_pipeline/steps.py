@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +14,7 @@ from stfm_pipeline.datasets.spec import Dataset, DatasetSpec
 from stfm_pipeline.datasets.spec import Part as DataPart
 from stfm_pipeline.errors import ContractError, SourceError
 from stfm_pipeline.lake import Lake, Stage
+from stfm_pipeline.large import Table, times_in, whole
 from stfm_pipeline.parts import ACCEPTED, LANDED, Part, digest, folder, intact, landed, name_of, table
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.sources import fetch, identity
@@ -60,18 +61,18 @@ def _raw(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
     facts = {
         "licence": spec.licence,
         "rows": {name: len(frame) for name, frame in tables.items()},
-        "start": str(observations["time"].min()),
-        "end": str(observations["time"].max()),
+        "start": str(times_in(observations).min()),
+        "end": str(times_in(observations).max()),
         "sources": [identity(s, settings) for s in spec.sources],
         "landed": _landed(parts),
-        "in_order": all(f["time"].is_sorted() for f in tables.values() if "time" in f.columns),
+        "in_order": all(times_in(f).is_sorted() for f in tables.values() if "time" in f.columns),
     }
     if is_dense(observations):
         facts["dense_observations"] = [c for c in observations.columns if c != "time"]
     if dataset.truth is not None:
         known = dataset.truth()
         facts["optimum"] = {"claim": known.claim, "scores": known.optimum(spec.task.horizon)}
-    return Result(tables | ({LANDED: table(parts)} if parts else {}), facts, [check])
+    return Result({**tables, **({LANDED: table(parts)} if parts else {})}, facts, [check])
 
 
 def _still_there(dataset: Dataset, lake: Lake, settings: Settings) -> None:
@@ -103,7 +104,7 @@ def fetched(spec: DatasetSpec, settings: Settings) -> dict[str, Path]:
     return files
 
 
-def raw_contract(spec: DatasetSpec, tables: dict[str, pl.DataFrame]) -> Check:
+def raw_contract(spec: DatasetSpec, tables: Mapping[str, Table]) -> Check:
     """Whether raw tables keep their contracts."""
     from stfm_pipeline.harmonize.run import check_raw
 
@@ -175,12 +176,12 @@ def try_whole(dataset: Dataset, parts: tuple[Part, ...], lake: Lake, settings: S
     from stfm_pipeline.side_info.run import enrich
 
     spec = dataset.spec
-    tables = raw_tables(dataset, fetched(spec, settings), parts, spec.end) | {LANDED: table(parts)}
+    tables = {**raw_tables(dataset, fetched(spec, settings), parts, spec.end), LANDED: table(parts)}
     _hold([raw_contract(spec, tables)])
     signal = harmonize(spec, tables, _frozen(dataset, lake))
     _hold(signal.checks)
-    _hold(embed(spec, signal.frames, settings).checks)
-    _hold(enrich(spec, {t: tables[t] for t in spec.side_tables}, signal.frames).checks)
+    _hold(embed(spec, signal.tables, settings).checks)
+    _hold(enrich(spec, {t: whole(tables[t]) for t in spec.side_tables}, signal.tables).checks)
 
 
 def _hold(checks: list[Check]) -> None:
@@ -270,7 +271,7 @@ def _enriched(dataset: Dataset, lake: Lake, settings: Settings) -> Result:
     name = dataset.spec.name
     # Without anything to join in time, the signal itself is not needed.
     needed = None if any(j.timed for j in dataset.spec.joins) else ("entities", "edges")
-    side = _tables(lake, name, "raw", dataset.spec.side_tables)
+    side = {table: whole(frame) for table, frame in _tables(lake, name, "raw", dataset.spec.side_tables).items()}
     return enrich(dataset.spec, side, _tables(lake, name, "harmonized", needed))
 
 
@@ -304,9 +305,9 @@ def _more_enriched(dataset: Dataset, lake: Lake, settings: Settings, old: Stage,
     return extend(spec, old.facts, times, kept, entities, edges, rows, distinct, replaced)
 
 
-def _tables(lake: Lake, dataset: str, stage: str, only: tuple[str, ...] | None = None) -> dict[str, pl.DataFrame]:
+def _tables(lake: Lake, dataset: str, stage: str, only: tuple[str, ...] | None = None) -> dict[str, Table]:
     found = lake.require(dataset, stage)
-    return {t: lake.read(found, t) for t in found.tables if only is None or t in only}
+    return {t: lake.table(found, t) for t in found.tables if only is None or t in only}
 
 
 def _raw_config(spec: DatasetSpec) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -17,7 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from stfm_pipeline.errors import MAX_OFFENDERS, ContractError
-from stfm_pipeline.large import Chunks, Table, is_large, passes, release, room
+from stfm_pipeline.large import Chunks, Table, is_large, passes, release, room, total
 
 UTC = pl.Datetime("us", "UTC")
 ROWS_AT_ONCE = 512
@@ -76,30 +76,55 @@ def observations(channels: Sequence[str]) -> type[dy.Schema]:
     return type("Observations", (dy.Schema,), columns)
 
 
-def is_dense(observations: pl.DataFrame) -> bool:
+def is_dense(observations: Table) -> bool:
     """Whether raw observations have a row per time with a list per channel, in the order of the first entities."""
     return "entity" not in observations.columns and "time" in observations.columns
 
 
 def dense_observations(
-    times: pl.Series, channels: dict[str, NDArray[Any]], seen: NDArray[np.bool_] | None = None
+    times: pl.Series,
+    channels: dict[str, NDArray[Any]],
+    seen: NDArray[np.bool_] | None = None,
+    double: Collection[str] = (),
 ) -> pl.DataFrame:
     """Raw observations of a source that is dense itself: `time` and per channel a list over entities.
 
     Arrays are (t, n). NaN is a value that was not observed, null a cell of which the source has no row (`seen` false).
-    Double precision is kept only where single precision would lose something.
+    Double precision is kept only where single precision would lose something, and for the channels in `double`.
     """
     import pyarrow as pa
 
     holes = None if seen is None or seen.all() else pa.py_buffer(np.packbits(seen, bitorder="little").data)
     lists = {}
     for channel, values in channels.items():
-        kept = _lossless(values)
+        kept = np.ascontiguousarray(values, np.float64) if channel in double else _lossless(values)
         t, n = kept.shape
         kind = pa.float32() if kept.dtype == np.float32 else pa.float64()
         cells = pa.Array.from_buffers(kind, t * n, [holes, pa.py_buffer(kept.reshape(-1).data)])
         lists[channel] = pl.Series(pa.LargeListArray.from_arrays(np.arange(t + 1, dtype=np.int64) * n, cells))
     return pl.DataFrame({"time": times, **lists})
+
+
+def dense_table(times: pl.Series, channels: dict[str, NDArray[Any]]) -> Table:
+    """The same, a few rows at a time where the arrays are large ones (`large.room`)."""
+    if not any(is_large(a.shape, a.dtype) for a in channels.values()):
+        return dense_observations(times, channels)
+    wide = {c: a for c, a in channels.items() if a.dtype != np.float32}
+    double = [c for c, a in wide.items() if total(lambda block: (_narrowed(block) != block).sum(), a)]
+
+    def frames() -> Iterator[pl.DataFrame]:
+        width = sum(a.shape[1] for a in channels.values())
+        for part in passes(len(times), width, *channels.values()):
+            yield dense_observations(times[part], {c: a[part] for c, a in channels.items()}, None, double)
+
+    return Chunks(times, ["time", *channels], frames)
+
+
+def _narrowed(block: NDArray[Any]) -> NDArray[Any]:
+    with np.errstate(over="ignore"):
+        single = block.astype(np.float32)
+    # What is not a number is kept by either precision.
+    return np.where(block != block, block, single)
 
 
 def _lossless(values: NDArray[Any]) -> NDArray[Any]:

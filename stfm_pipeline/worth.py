@@ -38,7 +38,7 @@ from stfm_pipeline.windows import Arrays, Panel, load_panel
 log = logging.getLogger("stfm")
 WHOLE = "whole"
 TENSORS = {
-    "time": ("seen_",),
+    "time": ("seen_", "climatology"),
     "place": ("spatial", "edge_"),
     "frequency": ("frequency",),
     "side": ("static", "text"),

@@ -6,7 +6,7 @@ late are put where they belong. Tables are then in the order of time, and new en
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import cast
@@ -14,6 +14,7 @@ from typing import cast
 import numpy as np
 import polars as pl
 
+from stfm_pipeline import large
 from stfm_pipeline.datasets.formats import FirstOf, read_tables
 from stfm_pipeline.datasets.spec import Dataset, RawTables
 from stfm_pipeline.errors import ContractError, UsageError
@@ -29,13 +30,15 @@ REACH = timedelta(days=2)
 Changes = tuple[dict[str, Tail], datetime]
 
 
-def raw_tables(dataset: Dataset, files: dict[str, Path], parts: Sequence[Part], end: datetime | None) -> RawTables:
+def raw_tables(
+    dataset: Dataset, files: dict[str, Path], parts: Sequence[Part], end: datetime | None
+) -> Mapping[str, large.Table]:
     """All raw tables. With `end`, the archive counts only for what was known by then."""
     if not parts and end is None:
         return dataset.read(files)
     if dataset.revise is not None:
         return {t: _settled(f) for t, f in dataset.revise(files, _by_member(parts), end, None).items()}
-    tables = {t: _settled(_known_by(t, f, end)) for t, f in dataset.read(files).items()}
+    tables = {t: _settled(_known_by(t, large.whole(f), end)) for t, f in dataset.read(files).items()}
     for part in parts:
         tables = _with(tables, piece(dataset, files, part, _names(tables)))
     return tables
@@ -54,7 +57,7 @@ def piece(dataset: Dataset, files: dict[str, Path], part: Part, known: list[str]
     spec = dataset.spec
     own = {t: form for t, form in spec.tables.items() if part.member in form.names()}
     if not own:
-        found = dataset.read(files | {part.member: part.path})
+        found = {t: large.whole(f) for t, f in dataset.read(files | {part.member: part.path}).items()}
         return {t: long_observations(f, _names(found)) if t == "observations" else f for t, f in found.items()}
     if dated := [t for t, form in own.items() if getattr(form, "start", None) is not None]:
         raise ContractError(
@@ -74,7 +77,7 @@ def piece(dataset: Dataset, files: dict[str, Path], part: Part, known: list[str]
     scene = spec.scene()
     if "observations" not in own:
         scene.entities.extend(known)
-    found = read_tables(own, beside | {part.member: part.path}, scene)
+    found = {t: large.whole(f) for t, f in read_tables(own, beside | {part.member: part.path}, scene).items()}
     if "observations" in found:
         found["observations"] = long_observations(found["observations"], _names(found))
     # Where a table lists the entities, rows of others do not make new ones.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from itertools import pairwise
@@ -15,6 +15,7 @@ from zoneinfo import available_timezones
 import polars as pl
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
+from stfm_pipeline import large
 from stfm_pipeline.datasets.formats import Table
 from stfm_pipeline.datasets.formats.base import Box, Model, Moment, Real, Scene, Whole, check_box
 from stfm_pipeline.datasets.rules import (
@@ -516,7 +517,7 @@ class DatasetSpec(Model):
 
 
 RawTables = dict[str, pl.DataFrame]
-Reader = Callable[[dict[str, Path]], RawTables]
+Reader = Callable[[dict[str, Path]], Mapping[str, large.Table]]
 # The archive's files, what has landed by member, the time up to which the archive counts, and that from which rows
 # are wanted.
 Reviser = Callable[[dict[str, Path], dict[str, list[Path]], datetime | None, datetime | None], RawTables]

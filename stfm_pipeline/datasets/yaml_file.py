@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -12,10 +12,11 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from stfm_pipeline import large
 from stfm_pipeline.datasets.formats import FirstOf, Table, read_tables
 from stfm_pipeline.datasets.formats.base import Form
 from stfm_pipeline.datasets.formats.canonical import TEXT
-from stfm_pipeline.datasets.spec import Dataset, DatasetSpec, RawTables, check_name
+from stfm_pipeline.datasets.spec import Dataset, DatasetSpec, check_name
 from stfm_pipeline.errors import SourceError, UsageError
 from stfm_pipeline.sources import HttpSource, LocalSource, PypiSource
 
@@ -97,7 +98,7 @@ def _beside(source: PypiSource | HttpSource | LocalSource, folder: Path) -> Pypi
     return source.model_copy(update={"path": path, "aliases": (*others, *known), "name": source.key})
 
 
-def read(spec: DatasetSpec, files: dict[str, Path], every: bool = False) -> RawTables:
+def read(spec: DatasetSpec, files: dict[str, Path], every: bool = False) -> Mapping[str, large.Table]:
     """Raw tables of a dataset whose spec names a format for each; with `every` none may be left out."""
     if every and (lacking := [t for t, form in spec.tables.items() if not form.ready(files)]):
         raise SourceError(

@@ -13,16 +13,18 @@ from stfm_pipeline.datasets.spec import DatasetSpec
 from stfm_pipeline.embed import frequency, lineage, patches, temporal, tokens
 from stfm_pipeline.embed.places import features, place_table
 from stfm_pipeline.harmonize.split import parts_of
+from stfm_pipeline.large import Table, whole
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.stage import NEVER, Extension, Result, Tail
 from stfm_pipeline.tables import Check, Signal, step_us
 
 
-def embed(spec: DatasetSpec, tables: Mapping[str, pl.DataFrame], settings: Settings | None = None) -> Result:
+def embed(spec: DatasetSpec, harmonized: Mapping[str, Table], settings: Settings | None = None) -> Result:
     """Calendar per step and civil place, its training vocabulary, spatial embedding per entity, periods and density."""
     home = settings or Settings()
+    tables = {name: whole(table) for name, table in harmonized.items() if name != "signal"}
     entities = tables["entities"]
-    signal = Signal.from_frame(tables["signal"], entities["entity"].to_list(), spec.channel_names)
+    signal = Signal.from_frame(harmonized["signal"], entities["entity"].to_list(), spec.channel_names)
     parts = parts_of(tables["split"], signal.times)
     civil = temporal.civil_places(entities)
     zones, countries = civil["zone"].to_list(), civil["country"].to_list()
@@ -33,7 +35,7 @@ def embed(spec: DatasetSpec, tables: Mapping[str, pl.DataFrame], settings: Setti
     spectrum = frequency.dominant_periods(signal, parts["train"], spec.embed.periods)
     per_day = temporal.steps_per_day(signal.step_us)
     profiles = patches.daily_profiles(signal, parts["train"], tables["scaler"], per_day)
-    cut, partitions, whole = patches.cut(spec, entities, tables["edges"], profiles)
+    cut, partitions, once = patches.cut(spec, entities, tables["edges"], profiles)
     density = frequency.density(signal, parts["train"], spec.embed.bands, max(spec.seasons))
     out: dict[str, pl.DataFrame] = {
         "calendar": calendar,
@@ -84,7 +86,7 @@ def embed(spec: DatasetSpec, tables: Mapping[str, pl.DataFrame], settings: Setti
             {"smallest": span[0], "largest": span[1]},
         ),
         Check("embeddings_are_finite", bool(np.isfinite(numeric).all()), "no infinite coordinate or eigenvector", {}),
-        whole,
+        once,
         *lineage.checks(spec, tables, signal, parts["train"].stop, out, facts, home),
     ]
     return Result(out, facts, checks)
@@ -98,6 +100,6 @@ def extend(spec: DatasetSpec, facts: dict[str, Any], clock: NDArray[np.datetime6
     if not len(times):
         return Extension({}, new, [], NEVER)
     calendar = temporal.calendar(times, zones, step_us(spec.harmonize.step), countries)
-    whole = len(calendar) == len(times) * len(zones)
-    check = Check("calendar_is_complete", whole, "every new step in every zone", {})
+    every = len(calendar) == len(times) * len(zones)
+    check = Check("calendar_is_complete", every, "every new step in every zone", {})
     return Extension({"calendar": Tail(kept * len(zones), calendar)}, new, [check], calendar["time"][0])

@@ -7,7 +7,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from stfm_pipeline.datasets.rules import Coarsen
-from stfm_pipeline.tables import grid_of, stretches
+from stfm_pipeline.large import passes, room
+from stfm_pipeline.tables import grid_of
 
 Values = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -20,9 +21,9 @@ def blocks(values: Values, observed: Mask, grid: tuple[int, int], rule: Coarsen)
     """
     (height, width), by = grid, rule.by
     shape = (len(values), -(-height // by) * -(-width // by), values.shape[2])
-    out, seen = np.zeros(shape, np.float32), np.zeros(shape, np.bool_)
+    out, seen = room(shape, np.float32), room(shape, np.bool_)
     cells = _sums(np.ones((1, height, width, 1)), by)
-    for part in stretches(len(values), values[0].size):
+    for part in passes(len(values), values[0].size, values, observed, out, seen):
         grids = values[part].reshape(-1, height, width, shape[2])
         there = observed[part].reshape(grids.shape)
         total, count = _sums(np.where(there, grids, 0).astype(np.float64), by), _sums(there.astype(np.float64), by)

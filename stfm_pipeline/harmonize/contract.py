@@ -10,6 +10,7 @@ import polars as pl
 from stfm_pipeline.datasets.spec import Channel, DatasetSpec
 from stfm_pipeline.harmonize import split
 from stfm_pipeline.harmonize.mask import is_masked
+from stfm_pipeline.large import total
 from stfm_pipeline.tables import Check, Signal, step_us
 
 
@@ -60,8 +61,11 @@ def _outside(channel: Channel, signal: Signal, k: int) -> int:
         return 0
     low = -np.inf if channel.minimum is None else channel.minimum
     high = np.inf if channel.maximum is None else channel.maximum
-    values = signal.values[..., k]
-    return int((signal.observed[..., k] & ((values < np.float32(low)) | (values > np.float32(high)))).sum())
+
+    def strays(values: Any, observed: Any) -> Any:
+        return (observed[..., k] & ((values[..., k] < np.float32(low)) | (values[..., k] > np.float32(high)))).sum()
+
+    return total(strays, signal.values, signal.observed)
 
 
 def same_again(learned: dict[str, pl.DataFrame], again: dict[str, pl.DataFrame]) -> Check:

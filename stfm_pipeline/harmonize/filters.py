@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from stfm_pipeline.datasets.rules import Filter, Hampel, Spikes, Stuck
 from stfm_pipeline.harmonize.mask import MAD_TO_SIGMA
+from stfm_pipeline.large import passes
 from stfm_pipeline.tables import ROWS_AT_ONCE, stretches
 
 Values = NDArray[np.float32]
@@ -35,7 +36,7 @@ def mask(values: Values, observed: Mask, rules: Sequence[Filter], names: Sequenc
         chosen = [k for k, name in enumerate(names) if rule.channels is None or name in rule.channels]
         before = {names[k]: int(observed[since:, :, k].sum()) for k in chosen}
         for k in chosen:
-            for n in stretches(values.shape[1], len(values)):
+            for n in passes(values.shape[1], len(values), values, observed):
                 bad = _judge(values[:, n, k], observed[:, n, k], rule)
                 observed[:, n, k] &= ~bad
                 values[:, n, k][bad] = 0

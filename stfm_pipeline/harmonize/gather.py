@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ from stfm_pipeline.errors import ContractError
 from stfm_pipeline.harmonize.clock import clock_of
 from stfm_pipeline.harmonize.mask import observed_values
 from stfm_pipeline.harmonize.resample import Rounds, merged, one_of, refuses, thins
-from stfm_pipeline.tables import dense_rows, dense_values, is_dense, step_us, stretches, times_of
+from stfm_pipeline.large import Chunks, Table, release, room, whole
+from stfm_pipeline.tables import dense_rows, dense_values, is_dense, step_us, stretches, times_of, validate_dense
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -33,8 +34,12 @@ class Gathered:
     masked: dict[str, dict[str, int]]
 
 
-def gather(rows: pl.DataFrame, names: list[str], channels: Sequence[Channel], rule: Harmonize) -> Gathered:
+def gather(rows: Table, names: list[str], channels: Sequence[Channel], rule: Harmonize) -> Gathered:
     """Raw observations, dense or long, as a regular signal. A value is masked before it can enter a mean."""
+    if isinstance(rows, Chunks):
+        if rows.times.is_sorted():
+            return _chunked(rows, names, channels, rule)
+        rows = whole(rows)
     return (_dense if is_dense(rows) else _long)(rows, names, channels, rule)
 
 
@@ -43,9 +48,49 @@ def _empty(floored: pl.Series, names: list[str], channels: Sequence[Channel], ru
     shape = (len(times), len(names))
     cells = (*shape, len(channels))
     counts = {c.name: {"values": 0, "missing_code": 0, "out_of_range": 0} for c in channels}
-    return Gathered(
-        times, np.zeros(cells, np.float32), np.zeros(cells, np.bool_), np.zeros(shape, np.bool_), {}, counts
-    )
+    return Gathered(times, room(cells, np.float32), room(cells, np.bool_), room(shape, np.bool_), {}, counts)
+
+
+def _chunked(rows: Chunks, names: list[str], channels: Sequence[Channel], rule: Harmonize) -> Gathered:
+    """From dense rows that come in the order of time, a few steps at a time."""
+    out = _empty(rows.times.dt.truncate(rule.step), names, channels, rule)
+    step = np.timedelta64(step_us(rule.step), "us")
+    for frame in _whole_steps(rows.frames(), rule.step):
+        frame = validate_dense(frame, [c.name for c in channels], len(names), "mend the reader")
+        floored = times_of(frame["time"].dt.truncate(rule.step))
+        first, last = max(floored[0], out.times[0]), min(floored[-1], out.times[-1])
+        outside = first > last
+        ends = np.array([floored[0], floored[-1] + step] if outside else [first, last + step])
+        start, end = pl.Series(ends).dt.replace_time_zone("UTC").to_list()
+        part = _dense(frame, names, channels, rule.model_copy(update={"start": start, "end": end}))
+        found = part.report
+        if outside:
+            found = found | {"rows_outside_the_clock": int(part.seen.sum())}
+        else:
+            at = int((first - out.times[0]) / step)
+            for name in ("values", "observed", "seen"):
+                getattr(out, name)[at : at + len(part.times)] = getattr(part, name)
+            for channel, counts in part.masked.items():
+                for key, count in counts.items():
+                    out.masked[channel][key] = out.masked[channel].get(key, 0) + count
+        for key, count in found.items():
+            out.report[key] = out.report.get(key, 0) + count
+        release(out.values, out.observed, out.seen)
+    return out
+
+
+def _whole_steps(frames: Iterator[pl.DataFrame], step: str) -> Iterator[pl.DataFrame]:
+    """The same rows, none of whose steps is cut in two."""
+    held: pl.DataFrame | None = None
+    for frame in frames:
+        frame = frame if held is None else pl.concat([held, frame])
+        floored = frame["time"].dt.truncate(step)
+        done = int((floored < floored[-1]).sum())
+        if done:
+            yield frame[:done]
+        held = frame[done:]
+    if held is not None:
+        yield held
 
 
 def _long(rows: pl.DataFrame, names: list[str], channels: Sequence[Channel], rule: Harmonize) -> Gathered:

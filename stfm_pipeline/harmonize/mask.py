@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from stfm_pipeline.datasets.rules import Outliers
 from stfm_pipeline.datasets.spec import Channel
-from stfm_pipeline.tables import stretches
+from stfm_pipeline.large import passes
 
 Values = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -45,7 +45,7 @@ def observed_values(
 
 def is_masked(values: Values, observed: Mask) -> bool:
     """Whether observed cells of (t, n, c) are finite and all others hold 0."""
-    parts = stretches(len(values), values[0].size if len(values) else 1)
+    parts = passes(len(values), values[0].size if len(values) else 1, values, observed)
     return all(np.isfinite(values[p]).all() and not np.where(observed[p], 0, values[p]).any() for p in parts)
 
 
@@ -54,6 +54,13 @@ def mask_outliers(values: Values, observed: Mask, rule: Outliers, train: slice) 
 
     A series whose training MAD is 0 (more than half its values equal) is left alone: the rule cannot judge it.
     """
+    counts = np.zeros(values.shape[2], np.int64)
+    for some in passes(values.shape[1], len(values) * values.shape[2], values, observed):
+        counts += _mask_outliers(values[:, some], observed[:, some], rule, train)
+    return counts
+
+
+def _mask_outliers(values: Values, observed: Mask, rule: Outliers, train: slice) -> NDArray[np.int64]:
     known = np.where(observed[train], values[train], np.nan)
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         # A series without a training value has a NaN median, and nothing of it is masked.

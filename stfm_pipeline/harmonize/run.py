@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,6 +17,7 @@ from stfm_pipeline.harmonize.contract import contract, same_again
 from stfm_pipeline.harmonize.gather import Gathered, gather
 from stfm_pipeline.harmonize.learn import learn, until
 from stfm_pipeline.harmonize.mask import mask_outliers
+from stfm_pipeline.large import Chunks, Table, frames_of, times_in, total
 from stfm_pipeline.stage import Result
 from stfm_pipeline.tables import (
     DAY_US,
@@ -38,20 +39,24 @@ from stfm_pipeline.tables import (
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def check_raw(spec: DatasetSpec, raw: dict[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
-    """Raw tables that keep their contracts; the entity order is that of `entities`, or sorted where there is none."""
+def check_raw(spec: DatasetSpec, raw: Mapping[str, Table]) -> dict[str, pl.DataFrame]:
+    """Raw tables that keep their contracts; the entity order is that of `entities`, or sorted where there is none.
+
+    Of observations that come in chunks it is the first one: whoever goes through them checks each.
+    """
     fix = f"mend the source or the reader of '{spec.name}'"
     if missing := [t for t in ("observations", *spec.side_tables) if t not in raw]:
         raise ContractError("the reader gives no such tables", found=", ".join(raw), offenders=missing, fix=fix)
-    tables = dict(raw)
-    dense = is_dense(raw["observations"])
+    tables = {name: next(frames_of(table)) for name, table in raw.items()}
+    dense = is_dense(tables["observations"])
     if dense:
         wide = len(raw["entities"]) if "entities" in raw else 0
-        tables["observations"] = validate_dense(raw["observations"], spec.channel_names, wide, fix)
+        tables["observations"] = validate_dense(tables["observations"], spec.channel_names, wide, fix)
     else:
-        tables["observations"] = validate("observations", raw["observations"], observations(spec.channel_names), fix)
+        schema = observations(spec.channel_names)
+        tables["observations"] = validate("observations", tables["observations"], schema, fix)
     if "entities" not in raw:
-        tables["entities"] = raw["observations"].select(pl.col("entity").unique().sort())
+        tables["entities"] = tables["observations"].select(pl.col("entity").unique().sort())
     for column in ("lon", "lat"):
         if column not in tables["entities"].columns:
             tables["entities"] = tables["entities"].with_columns(pl.lit(None, pl.Float64).alias(column))
@@ -76,7 +81,8 @@ def check_raw(spec: DatasetSpec, raw: dict[str, pl.DataFrame]) -> dict[str, pl.D
             fix="leave the entities' zones out where the times are dates, or take a step shorter than a day",
         )
     if "edges" in raw:
-        dated = raw["edges"] if "time" in raw["edges"].columns else raw["edges"].with_columns(time=None)
+        given = tables["edges"]
+        dated = given if "time" in given.columns else given.with_columns(time=None)
         tables["edges"] = validate("edges", dated, Edges, fix)
     known = set(tables["entities"]["entity"])
     for name, columns in (("observations", ["entity"]), ("edges", ["source", "target"])):
@@ -114,7 +120,7 @@ def _within(region: Box, entities: pl.DataFrame) -> None:
         )
 
 
-def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFrame | None = None) -> Result:
+def harmonize(spec: DatasetSpec, raw: Mapping[str, Table], frozen: pl.DataFrame | None = None) -> Result:
     """Dense signal in data units with its mask, entity index, training-part edges, split and scaler.
 
     `frozen` is an earlier split table whose boundaries stay where they are, as long as they fit the clock. Raises
@@ -122,13 +128,14 @@ def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFr
     empty.
     """
     tables = check_raw(spec, raw)
-    rule = rule_now(spec, tables["observations"]["time"].max())
+    rows = raw["observations"] if isinstance(raw["observations"], Chunks) else tables.pop("observations")
+    rule = rule_now(spec, times_in(rows).max())
     home = {k: pl.coalesce(k, pl.lit(getattr(spec, k), pl.String)) for k in ("zone", "country")}
     entities = tables["entities"].with_columns(**home).with_row_index("index")
     # Delta has no unsigned numbers: what is read is then exactly what was published.
     entities = entities.cast({"index": pl.Int32})
     names = entities["entity"].to_list()
-    found = gather(tables.pop("observations"), names, spec.channels, rule)
+    found = gather(rows, names, spec.channels, rule)
     fill_absent(found, spec.channels)
     times, values, observed, masked = found.times, found.values, found.observed, found.masked
     require_values(spec, observed, masked, "check the column, its missing codes and its range")
@@ -167,11 +174,7 @@ def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFr
         "step": rule.step,
         "edges": len(learned["edges"]),
         "entity_hash": entity_hash(names),
-        "observed_share": {c: float(observed[..., k].mean()) for k, c in enumerate(spec.channel_names)},
-        "zero_share": {
-            c: float(((values[..., k] == 0) & observed[..., k]).sum() / observed[..., k].sum())
-            for k, c in enumerate(spec.channel_names)
-        },
+        **shares(signal),
         "report": found.report,
         "masked": masked,
         "dense": {"signal": list(spec.channel_names)},
@@ -185,7 +188,7 @@ def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFr
         facts["filtered"] = filtered
     if rule.min_observed:
         facts["few_observed"] = thin.few(used)
-    out = {"signal": signal.to_frame(), "entities": entities, "split": table, **learned}
+    out: dict[str, Table] = {"signal": signal.to_table(), "entities": entities, "split": table, **learned}
     if rule.min_observed or spec.kind == "grid":
         out["mask"] = used
     again = learn(spec, until(signal, parts["train"].stop), parts["train"], entities, given)
@@ -195,10 +198,21 @@ def harmonize(spec: DatasetSpec, raw: dict[str, pl.DataFrame], frozen: pl.DataFr
     profile = decompose.profile_of(learned.get("profile"), len(names), len(spec.channels))
     components = decompose.components(signal, profile, rule.decompose) if rule.decompose else None
     if components is not None:
-        out["components"] = components.to_frame()
+        out["components"] = components.to_table()
         facts["dense"] = facts["dense"] | {"components": list(components.channels)}
     checks.append(decompose.check(signal, components, profile, rule.decompose))
     return Result(out, facts, checks)
+
+
+def shares(signal: Signal) -> dict[str, dict[str, float]]:
+    """Share of cells that are observed, and of those that hold 0, by channel."""
+    out: dict[str, dict[str, float]] = {"observed_share": {}, "zero_share": {}}
+    cells = len(signal.times) * len(signal.entities)
+    for k, channel in enumerate(signal.channels):
+        seen = total(lambda observed, k=k: observed[..., k].sum(), signal.observed)
+        zeros = total(lambda v, o, k=k: ((v[..., k] == 0) & o[..., k]).sum(), signal.values, signal.observed)
+        out["observed_share"][channel], out["zero_share"][channel] = seen / cells, zeros / seen
+    return out
 
 
 def require_values(spec: DatasetSpec, observed: Any, masked: dict[str, dict[str, int]], fix: str) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from stfm_pipeline.large import release, rows_at_once
 from stfm_pipeline.tables import ROWS_AT_ONCE, Signal
 
 QUARTILES = (0.25, 0.5, 0.75)
@@ -100,8 +101,10 @@ def _moments(values: NDArray[np.float32], observed: NDArray[np.bool_]) -> tuple[
 
 
 def _blocks(values: Any, observed: Any) -> Iterator[tuple[Any, Any]]:
-    for i in range(0, len(values), ROWS_AT_ONCE):
-        yield values[i : i + ROWS_AT_ONCE], observed[i : i + ROWS_AT_ONCE]
+    size = min(ROWS_AT_ONCE, rows_at_once(values[0].size if len(values) else 0))
+    for i in range(0, len(values), size):
+        yield values[i : i + size], observed[i : i + size]
+        release(values, observed)
 
 
 def _together(count: Floats, mean: Floats, square: Floats) -> tuple[Floats, Floats, Floats]:

@@ -10,6 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from stfm_pipeline.datasets.spec import DatasetSpec, Join
+from stfm_pipeline.large import whole
 from stfm_pipeline.side_info.check import leak, never_from_the_future
 from stfm_pipeline.side_info.join import Joined, join_side_table
 from stfm_pipeline.side_info.known import checked, stations_of
@@ -57,7 +58,8 @@ def extend(
         if not joins:
             continue
         block = block_of(joins, found, scene)
-        tables |= {name: Tail(first, frame) for name, frame in frames_of(side, block, lead_of(joins, found)).items()}
+        made = frames_of(side, block, lead_of(joins, found))
+        tables |= {name: Tail(first, whole(frame)) for name, frame in made.items()}
         old = Signal.from_frame(replaced[side], scene.names, block.channels)
         for k, column in enumerate(block.channels):
             seen = round(shares[column] * (first + len(old.times)) * len(entities))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from stfm_pipeline.embed.spatial import adjacency_of
 from stfm_pipeline.errors import MAX_OFFENDERS, ContractError
 from stfm_pipeline.harmonize import scaler
 from stfm_pipeline.harmonize.split import parts_of
+from stfm_pipeline.large import Table, whole
 from stfm_pipeline.side_info import account, static
 from stfm_pipeline.side_info.check import leak, never_from_the_future
 from stfm_pipeline.side_info.join import Joined, Scene, join_side_table, require_values
@@ -24,13 +26,14 @@ from stfm_pipeline.tables import Check, Signal
 ONE = slice(0, 1)
 
 
-def enrich(spec: DatasetSpec, raw: dict[str, pl.DataFrame], tables: dict[str, pl.DataFrame]) -> Result:
+def enrich(spec: DatasetSpec, raw: dict[str, pl.DataFrame], harmonized: Mapping[str, Table]) -> Result:
     """Dense side signals `past` and `ahead` with scalers fitted on train, `static` columns, and a text per entity.
 
     `provenance` says of every joined column from whom each entity got it; `text_vectors` are the texts as an encoder
     sees them, where the dataset asks for one. Raises `ContractError` on a side table that
     cannot be joined, or of which nothing fits.
     """
+    tables = {name: whole(table) for name, table in harmonized.items() if name != "signal"}
     entities = tables["entities"]
     texts = entities.select("entity", text=pl.col("text").fill_null(pl.format("Entity {}.", "entity")))
     facts: dict[str, Any] = {
@@ -40,9 +43,11 @@ def enrich(spec: DatasetSpec, raw: dict[str, pl.DataFrame], tables: dict[str, pl
         "texts": len(texts),
         "joins": [],
     }
-    out, leaks, origins = {"text": texts}, {}, []
+    out: dict[str, Table] = {"text": texts}
+    leaks: dict[str, str] = {}
+    origins: list[pl.DataFrame] = []
     if any(j.timed for j in spec.joins):
-        signal = Signal.from_frame(tables["signal"], entities["entity"].to_list(), spec.channel_names)
+        signal = Signal.from_frame(harmonized["signal"], entities["entity"].to_list(), spec.channel_names)
         scene = scene_of(spec, signal.times, signal.step_us, entities, tables["edges"])
         train = parts_of(tables["split"], signal.times)["train"]
         for side in ("past", "ahead"):
@@ -67,7 +72,8 @@ def enrich(spec: DatasetSpec, raw: dict[str, pl.DataFrame], tables: dict[str, pl
                 }
     if spec.poi or not all(j.timed for j in spec.joins):
         found_static, more = _static(spec, raw, entities, tables["edges"], facts)
-        out, origins = out | found_static, origins + more
+        out |= found_static
+        origins += more
     if spec.embed_text is not None:
         out["text_vectors"], facts["text_encoder"] = text_vectors(texts, spec.embed_text)
     if origins:
@@ -109,11 +115,11 @@ def lead_of(joins: list[Join], found: list[Joined]) -> Any:
     return np.concatenate([np.full(f.values.shape, ALWAYS, np.int16) if f.lead is None else f.lead for f in found], 2)
 
 
-def frames_of(side: str, block: Signal, lead: Any) -> dict[str, pl.DataFrame]:
+def frames_of(side: str, block: Signal, lead: Any) -> dict[str, Table]:
     """A side's dense table, and beside it the leads where there are any."""
-    frame = block.to_frame()
     if lead is None:
-        return {side: frame}
+        return {side: block.to_table()}
+    frame = block.to_frame()
     cells = pl.Series(lead.reshape(len(lead), -1)).cast(pl.List(pl.Int16))
     return {side: frame, f"{side}_lead": pl.DataFrame({"time": frame["time"], "lead": cells})}
 

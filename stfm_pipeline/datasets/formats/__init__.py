@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import polars as pl
 from pydantic import Field
 
+from stfm_pipeline import large
 from stfm_pipeline.datasets.formats.apart import read_apart
 from stfm_pipeline.datasets.formats.base import Form, Scene
 from stfm_pipeline.datasets.formats.canonical import Canonical, Inline
@@ -54,7 +55,7 @@ class FirstOf(Form):
     def fragile(self, files: dict[str, Path]) -> bool:
         return next(o for o in self.options if o.ready(files)).fragile(files)
 
-    def read(self, table: str, files: dict[str, Path], scene: Scene) -> pl.DataFrame:
+    def read(self, table: str, files: dict[str, Path], scene: Scene) -> large.Table:
         return next(o for o in self.options if o.ready(files)).read(table, files, scene)
 
 
@@ -82,37 +83,39 @@ Table = Annotated[
 UNKEPT = (pl.Time, pl.Duration, pl.Float16, pl.Int128, pl.UInt128, pl.Enum, pl.Array, pl.Map, pl.Object)
 
 
-def read_tables(tables: dict[str, Table], files: dict[str, Path], scene: Scene) -> dict[str, pl.DataFrame]:
+def read_tables(tables: dict[str, Table], files: dict[str, Path], scene: Scene) -> dict[str, large.Table]:
     """Raw tables by name. Edges come last: the order of entities is what matrices without names go by.
 
     A table all of whose files are optional and absent is left out.
     """
-    out: dict[str, pl.DataFrame] = {}
+    out: dict[str, large.Table] = {}
     for name in sorted(tables, key=lambda t: (t != "entities", t != "observations")):
         table = tables[name]
         if not table.ready(files):
             continue
         out[name] = _read(name, table, files, scene)
         if name == "entities":
-            scene.listed.extend(_names(out[name]))
+            scene.listed.extend(_names(large.whole(out[name])))
         if name == "observations":
             scene.rows = bool(scene.columns) or not scene.entities
             if not scene.entities and "entity" in out[name].columns:
-                scene.entities.extend(out[name]["entity"].unique(maintain_order=True).drop_nulls().cast(pl.String))
+                scene.entities.extend(
+                    large.whole(out[name])["entity"].unique(maintain_order=True).drop_nulls().cast(pl.String)
+                )
     if "entities" not in out and scene.cells is not None:
         out["entities"] = scene.cells
     elif "entities" not in out:
         out["entities"] = pl.DataFrame({"entity": scene.entities}, schema={"entity": pl.String})
     elif "observations" in out and is_dense(out["observations"]):
-        out["entities"] = _in_order(out["entities"], scene.columns or scene.entities)
+        out["entities"] = _in_order(large.whole(out["entities"]), scene.columns or scene.entities)
     return out
 
 
-def _read(name: str, table: Table, files: dict[str, Path], scene: Scene) -> pl.DataFrame:
+def _read(name: str, table: Table, files: dict[str, Path], scene: Scene) -> large.Table:
     return (read_apart if table.fragile(files) else read_here)(name, table, files, scene)
 
 
-def read_here(name: str, table: Table, files: dict[str, Path], scene: Scene) -> pl.DataFrame:
+def read_here(name: str, table: Table, files: dict[str, Path], scene: Scene) -> large.Table:
     """A table; whatever a file may hold that no reader foresaw is an error that names the file."""
     try:
         frame = table.read(name, files, scene)
@@ -124,6 +127,8 @@ def read_here(name: str, table: Table, files: dict[str, Path], scene: Scene) -> 
             found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             fix=f"compare the file with what docs/your-own-data.md says of `{table.format}`",
         ) from error
+    if isinstance(frame, large.Chunks):
+        return frame
     if odd := [f"{c}: {kind}" for c, kind in frame.schema.items() if _unkept(kind)]:
         raise ContractError(
             f"{name}: {', '.join(table.names())} hold columns of types that no table here keeps",

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
 
 from stfm_pipeline.errors import MAX_OFFENDERS, ContractError, SourceError
+from stfm_pipeline.large import Table
 from stfm_pipeline.tables import dense_observations, step_us, to_utc
 
 EARLIEST, LATEST = (int(np.datetime64(f"{year}-01-01", "us").astype(np.int64)) for year in (1000, 9000))
@@ -104,7 +105,7 @@ class Form(Model):
         """Whether a damaged file could bring down the process that reads it."""
         return False
 
-    def read(self, table: str, files: dict[str, Path], scene: Scene) -> pl.DataFrame:
+    def read(self, table: str, files: dict[str, Path], scene: Scene) -> Table:
         raise NotImplementedError
 
 

@@ -29,7 +29,8 @@ from stfm_pipeline.datasets.formats.base import (
 from stfm_pipeline.datasets.formats.hdf import is_hdf
 from stfm_pipeline.datasets.formats.units import same_unit
 from stfm_pipeline.errors import MAX_OFFENDERS, ContractError
-from stfm_pipeline.tables import CELLS_AT_ONCE, dense_observations, step_us
+from stfm_pipeline.large import Table, release, room
+from stfm_pipeline.tables import CELLS_AT_ONCE, dense_table, step_us
 
 if TYPE_CHECKING:
     from xarray import DataArray, Dataset
@@ -80,7 +81,7 @@ class Gridded(Form):
         """NetCDF-4 is HDF5, whose library crashes on damaged lists of axes."""
         return any(files[name].is_file() and is_hdf(files[name]) for name in self.names())
 
-    def read(self, table: str, files: dict[str, Path], scene: Scene) -> pl.DataFrame:
+    def read(self, table: str, files: dict[str, Path], scene: Scene) -> Table:
         only_observations(table)
         paths = [files[name] for name in self.names()]
         layers, stamps = [], []
@@ -99,13 +100,13 @@ class Gridded(Form):
                 for channel, field in layer.fields.items():
                     if channel not in values:
                         kind = np.result_type(field.dtype, np.float32)
-                        values[channel] = np.empty((sum(map(len, stamps)), height * width), kind)
+                        values[channel] = room((sum(map(len, stamps)), height * width), kind)
                     _fill(values[channel][done : done + len(times)], field, layer)
             done += len(times)
         lay_out(scene, height, width, *(places or ()))
         moments = of_this_age(table, paths[0], pl.Series(np.concatenate(stamps)).cast(pl.Datetime("us")))
         moments = moments.dt.replace_time_zone("UTC")
-        return dense_observations(moments, values)
+        return dense_table(moments, values)
 
     def _layer(self, table: str, path: Path, sets: list[Dataset], scene: Scene) -> Layer:
         wanted = self.columns or {c: c for c in scene.channels}
@@ -279,6 +280,7 @@ def _fill(out: NDArray[Any], field: DataArray, layer: Layer) -> None:
             [d for d in field.dims if d not in layer.axes], drop=True
         )
         out[i : i + size] = part.transpose(time, y, x).values.reshape(-1, out.shape[1])
+        release(out)
 
 
 def _compact(index: NDArray[np.int64]) -> Any:
