@@ -1,8 +1,8 @@
 """Speed and memory, each measured in a process of its own or side by side in one run: `make bench`.
 
-`python -m bench [road] [append] [long] [patches] [training] [loading] [drift] [serve] [replay-aa] [faults] [fuzz]
-[oracle] [leaks] [--quick]`; the last seven are run when they are named; six of them, drift to oracle, take ten minutes
-to half an hour each.
+`python -m bench [road] [append] [field] [long] [patches] [training] [loading] [drift] [serve] [replay-aa] [faults]
+[fuzz] [oracle] [leaks] [--quick]`; the last seven are run when they are named; six of them, drift to oracle, take ten
+minutes to half an hour each.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from importlib import import_module
 PARTS = {
     "road": "bench.road",
     "append": "bench.append",
+    "field": "bench.field",
     "long": "bench.long_rows",
     "patches": "bench.patches",
     "training": "bench.training",
