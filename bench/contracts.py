@@ -195,6 +195,25 @@ def _everything(known: Any) -> Any:
     return lambda signal, train, *rest: known(signal, slice(None), *rest)
 
 
+def _doubled(known: Any) -> Any:
+    def universal(*arguments: Any) -> Any:
+        found = known(*arguments)
+        return replace(found, cell=np.zeros_like(found.cell))
+
+    return universal
+
+
+def _stale(known: Any) -> Any:
+    """Vectors that another encoder gave, which nobody finds again."""
+    asked: list[int] = []
+
+    def encode(*arguments: Any) -> Any:
+        asked.append(1)
+        return known(*arguments) + (len(asked) == 1)
+
+    return encode
+
+
 SPACE = ("embed.spatial", "embed.places")
 BREAKS = (
     *(
@@ -322,6 +341,19 @@ BREAKS = (
         "calendar_is_complete",
         "an hour has no civil time",
         code=faulty("embed.temporal:calendar", wrap=lambda known: lambda *a: known(*a)[:-1]),
+    ),
+    Break(
+        "embedded",
+        "patches_are_partitions",
+        "one entity stands for all",
+        code=faulty("embed.patches:universal", wrap=_doubled),
+    ),
+    Break(
+        "embedded",
+        "encoders_have_the_weights_they_state",
+        "vectors are not what the stated weights give",
+        spec={"embed": {"eigenvectors": 2, "patch_size": 2, "spatial": ["coordinates", "geoclip-random"]}},
+        code=faulty("embed.geoclip:encode", wrap=_stale),
     ),
     Break(
         "embedded",

@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from stfm_pipeline.large import passes
 from stfm_pipeline.tables import DAY_US, Signal
 
-ENTITIES_AT_ONCE = 256
 # A segment of Welch's holds this many of the longest season, so that the season has frequencies of its own.
 SEASONS_OF_A_SEGMENT = 4
 SHORTEST_SEGMENT = 256
@@ -25,8 +25,7 @@ def dominant_periods(signal: Signal, train: slice, k: int) -> pl.DataFrame:
     t, n, c = values.shape
     k = min(k, t // 2)
     best, top = np.zeros((k, n, c), np.int64), np.zeros((k, n, c))
-    for i in range(0, n, ENTITIES_AT_ONCE):
-        part = slice(i, i + ENTITIES_AT_ONCE)
+    for part in passes(n, t * c, values, observed):
         best[:, part], top[:, part] = _strongest(values[:, part], observed[:, part], k)
     period = t / (best + 1)
     shape = (k, n, c)
@@ -73,8 +72,7 @@ def density(signal: Signal, train: slice, bands: int, season: int) -> pl.DataFra
     rate = DAY_US / signal.step_us
     edges = np.unique(np.round(np.geomspace(1, length // 2 + 1, bands + 1)).astype(int))
     power = np.empty((n, c, len(edges) - 1))
-    for i in range(0, n, ENTITIES_AT_ONCE):
-        part = slice(i, i + ENTITIES_AT_ONCE)
+    for part in passes(n, t * c, values, observed):
         power[part] = np.moveaxis(_welch(values[:, part], observed[:, part], length, rate, edges), 0, -1)
     shape = power.shape
     channel = pl.Series(signal.channels, dtype=pl.String)

@@ -26,8 +26,9 @@ def made_from(entities: pl.DataFrame, edges: pl.DataFrame, signal: Signal, until
     """Versions of all that embeddings are made from: of the signal only its first `until` steps, the training part."""
     known = {name: data_version({name: table}, {}) for name, table in (("entities", entities), ("edges", edges))}
     digest = hashlib.sha256(signal.times[:until].astype(np.int64).tobytes())
-    for rows in passes(until, signal.values[0].size, signal.values, signal.observed):
-        for array in (signal.values, signal.observed):
+    # One after the other: how many rows a pass looks at must not show.
+    for array in (signal.values, signal.observed):
+        for rows in passes(until, signal.values[0].size, array):
             digest.update(np.ascontiguousarray(array[rows]).view(np.uint8).data)
     return known | {"training_part": digest.hexdigest()[:16]}
 

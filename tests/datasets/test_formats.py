@@ -293,7 +293,7 @@ def test_several_files_of_a_channel_follow_one_another_and_channels_are_joined(t
         values = np.arange(6.0).reshape(3, 2) + base
         foreign.wide_csv(tmp_path / f"{name}.csv", ["a", "b"], start, 3600, values)
     form = {"format": "wide", "files": {"v": ["v1.csv", "v2.csv"], "q": "q1.csv"}, "time": 0}
-    spec = get_dataset("nyc-airports").spec.model_dump() | {"tables": {"observations": form}, "joins": ()}
+    spec = get_dataset("nyc-airports").spec.model_dump() | {"tables": {"observations": form}, "joins": (), "poi": ()}
     tables = DatasetSpec.model_validate(spec | {"name": "x"}).tables
     raw = read_tables(tables, {p.name: p for p in tmp_path.iterdir()}, Scene(("v", "q"), "UTC", "1h"))
     rows = long_observations(raw["observations"], raw["entities"]["entity"].to_list())
@@ -475,7 +475,7 @@ def test_broken_matrices_arrays_and_frames(tmp_path: Path, read: Read) -> None:
 def test_a_matrix_without_names_goes_by_the_columns_of_a_wide_table(tmp_path: Path) -> None:
     foreign.wide_csv(tmp_path / "v.csv", ["b", "a"], "2024-01-01", 3600, np.ones((3, 2)))
     (tmp_path / "m.csv").write_text("0,1\n0,0\n")
-    spec = get_dataset("nyc-airports").spec.model_dump() | {"name": "x", "joins": ()}
+    spec = get_dataset("nyc-airports").spec.model_dump() | {"name": "x", "joins": (), "poi": ()}
     spec["tables"] = {
         "observations": {"format": "wide", "file": "v.csv", "time": 0},
         "entities": {"format": "inline", "rows": [{"entity": "a"}, {"entity": "b"}]},

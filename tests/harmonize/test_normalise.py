@@ -72,7 +72,7 @@ def test_a_series_that_training_never_saw_has_the_scale_of_its_channel(scale: st
 def test_phases_are_those_of_the_calendar() -> None:
     times = np.datetime64("2023-02-20T00:00", "us") + np.arange(24 * 300) * np.timedelta64(3_600_000_000, "us")
     for zone in ("America/New_York", "Europe/Zurich", "Asia/Kolkata"):
-        table = calendar(times, [zone], 3_600_000_000, None)
+        table = calendar(times, [zone], 3_600_000_000, [None])
         assert climatology.codes(times, zone, ("tod",), 3_600_000_000).tolist() == table["tod"].to_list()
 
 

@@ -40,12 +40,21 @@ class Folder:
         scratch = Settings().cache / "scratch"
         scratch.mkdir(parents=True, exist_ok=True)
         self.path = Path(tempfile.mkdtemp(prefix="read-", dir=scratch))
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+        self.remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def read_apart(table: str, form: Form, files: dict[str, Path], scene: Scene) -> Table:
     """What `form.read` gives, with what it notes in `scene`; a reader that breaks is a `SourceError`."""
     place = Folder()
+    try:
+        return _read_apart(table, form, files, scene, place)
+    except BaseException:
+        # Whoever looks at the error holds on to everything that led to it.
+        place.remove()
+        raise
+
+
+def _read_apart(table: str, form: Form, files: dict[str, Path], scene: Scene, place: Folder) -> Table:
     folder = place.path
     asked = {"form": form.model_dump(mode="json"), "table": table, "files": {k: str(v) for k, v in files.items()}}
     told = {k: v for k, v in asdict(scene).items() if k != "cells"}
