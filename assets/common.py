@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 
 from stfm_pipeline.lake import Lake
+from stfm_pipeline.large import frames_of
 from stfm_pipeline.road import Outcome
 
 DATASETS = dg.DynamicPartitionsDefinition(name="dataset")
@@ -101,14 +102,15 @@ def table_metadata(lake: Lake, outcome: Outcome) -> dict[str, Any]:
     stage = outcome.stage
     if stage is None:
         return {}
-    tables = {name: lake.read(stage, name) for name in stage.tables}
+    # Of what is too large to hold, the first rows are shown.
+    tables = {name: next(frames_of(lake.table(stage, name))) for name in stage.tables}
     main = next((n for n in ("observations", "signal", "calendar", "past") if n in tables), next(iter(tables)))
     columns = [dg.TableColumn(name, str(kind)) for name, kind in tables[main].schema.items()]
     facts = stage.facts
     metadata: dict[str, Any] = {
-        "dagster/row_count": len(tables[main]),
+        "dagster/row_count": stage.blocks[main].rows,
         "dagster/column_schema": dg.TableSchema(columns=columns),
-        "rows": dg.MetadataValue.json({name: len(frame) for name, frame in tables.items()}),
+        "rows": dg.MetadataValue.json({name: blocks.rows for name, blocks in stage.blocks.items()}),
         "facts": dg.MetadataValue.json(facts),
     }
     if "start" in facts:
