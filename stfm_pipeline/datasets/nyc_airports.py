@@ -71,7 +71,7 @@ SPEC = DatasetSpec(
     ),
     poi=(PointsNear(table="airports", category="kind", radii_km=(50.0, 200.0)),),
     task=Task(look_back=168, horizon=24),
-    facts=Facts(steps=8760, entities=107),
+    facts=Facts(steps=8760, entities=107, edges=217, missing={"movements": 0.0, "delay_min": 0.764}),
 )
 
 # The four airports whose position and zone airports.csv leaves out.

@@ -362,8 +362,11 @@ class Facts(Model):
     missing: dict[str, Share] = Field(default={})
 
     def unlike(self, found: dict[str, Any], goes_on: bool) -> dict[str, str]:
-        """Where the facts of a harmonized stage are others; a dataset that goes on is of another length by now."""
-        counts = ("entities", "edges") if goes_on else ("steps", "entities", "edges")
+        """Where the facts of a harmonized stage are others.
+
+        A dataset that stops early, or has gone on since, has another length and another training part.
+        """
+        counts = ("entities",) if goes_on else ("steps", "entities", "edges")
         stated = {k: getattr(self, k) for k in counts}
         odd = {k: f"expected {n}, found {found[k]}" for k, n in stated.items() if n is not None and n != found[k]}
         for channel, share in self.missing.items() if not goes_on else ():

@@ -494,3 +494,17 @@ def test_single_precision_is_kept_only_where_it_loses_nothing() -> None:
     kept = dense_observations(stamps, {"a": exact, "b": fine, "c": np.array([[2**24 + 1, 1]])})
     assert [kept.schema[c] for c in "abc"] == [pl.List(pl.Float32), pl.List(pl.Float64), pl.List(pl.Float64)]
     assert kept["b"][0][0] == 0.1
+
+
+def test_a_dataset_that_goes_on_is_held_to_its_entities_alone() -> None:
+    promised = Facts(steps=9, entities=2, edges=3, missing={"level": 0.25})
+    found = {"steps": 10, "entities": 2, "edges": 4, "observed_share": {"level": 0.5}}
+    assert list(promised.unlike(found, goes_on=False)) == ["steps", "edges", "missing level"]
+    assert promised.unlike(found, goes_on=True) == {}
+    assert list(promised.unlike(found | {"entities": 3}, goes_on=True)) == ["entities"]
+    assert promised.unlike({"steps": 9, "entities": 2, "edges": 3, "observed_share": {"level": 0.7504}}, False) == {}
+
+
+def test_facts_name_channels_that_there_are() -> None:
+    with pytest.raises(ValueError, match=r"facts.missing names the channel 'height'"):
+        type(make_spec()).model_validate(make_spec().model_dump() | {"facts": {"missing": {"height": 0.1}}})
