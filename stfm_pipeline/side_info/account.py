@@ -83,9 +83,7 @@ def counts(rule: Join, table: pl.DataFrame, found: Joined, until: Any, counted: 
     """Rows of the side table that found no entity, entities that found no partner, and cells missing by reason."""
     rows = table.filter(pl.col("time") < until) if rule.timed else table
     spread, known = found.spread, found.known
-    served = np.zeros(len(found.partners), np.bool_)
-    served[np.unique(spread.links(np.flatnonzero(spread.linked)).indices)] = True
-    names = found.partners["entity"].filter(pl.Series(served))
+    names = found.partners["entity"].filter(pl.Series(spread.serving))
     met = int(rows["entity"].is_in(names.implode()).sum())
     missing = {}
     for k, column in enumerate(rule.columns):

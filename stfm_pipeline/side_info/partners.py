@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,14 +36,15 @@ class Used:
 class Spread:
     """Side values (t, n, k) of entities with their mask and, where planned values come late, their lead.
 
-    `used` has an entry per column; `linked` (n,) marks entities that have a partner at all, and `links` (m, s) gives
-    the partners of some of them.
+    `used` has an entry per column; `linked` (n,) marks entities that have a partner at all, `serving` (s,) stations
+    that have, and `links` (m, s) gives the partners of some of the entities.
     """
 
     values: Values
     observed: Mask
     lead: Lead | None
     linked: Mask
+    serving: Mask
     links: Any
     used: list[Used] = field(default_factory=list)
 
@@ -64,7 +66,7 @@ def _own(known: Known, stations: pl.DataFrame, entities: pl.DataFrame, counted: 
     own = csr_array((linked.astype(np.float64), (np.arange(n), np.arange(n))), shape=(n, n))
     times = known.observed[counted].sum(axis=0).astype(np.float64)
     used = [Used(csr_array(own.multiply(t[:, None])), csr_array(own.multiply(t[:, None]))) for t in times.T]
-    return Spread(known.values, known.observed, known.lead, linked, lambda rows: own[rows], used)
+    return Spread(known.values, known.observed, known.lead, linked, linked, lambda rows: own[rows], used)
 
 
 def _along_edges(known: Known, stations: pl.DataFrame, entities: list[str], adjacency: Any, counted: slice) -> Spread:
@@ -80,7 +82,8 @@ def _along_edges(known: Known, stations: pl.DataFrame, entities: list[str], adja
     times = known.observed[counted].sum(axis=0).astype(np.float64)
     pairs = csr_array(weights > 0).astype(np.float64)
     used = [Used(csr_array(pairs.multiply(t[None])), csr_array(share.multiply(t[None]))) for t in times.T]
-    return Spread(values, observed, lead, linked, lambda rows: pairs[rows], used)
+    serving = np.asarray(pairs.sum(axis=0)).ravel() > 0
+    return Spread(values, observed, lead, linked, serving, lambda rows: pairs[rows], used)
 
 
 def _edge_weights(stations: list[str], entities: list[str], adjacency: Any) -> Any:
@@ -164,11 +167,11 @@ def _by_place(known: Known, rule: Join, stations: pl.DataFrame, entities: pl.Dat
         inside = (step >= counted.start) & (step < counted.stop)
         times = np.bincount(column[inside], minlength=k)
         _add(used, times, cells, chosen, share, (n, s))
-    linked = np.zeros(n, np.bool_)
-    linked[rows] = np.isfinite(nearest(here, there, 1, within)[1]).any(axis=1)
-    return Spread(
-        values, observed, lead, linked, lambda some: _links(rows, here, columns, there, within, some, s), used
-    )
+    linked, serving = np.zeros(n, np.bool_), np.zeros(s, np.bool_)
+    linked[rows] = np.isfinite(nearest(here, there, 1, within)[1][:, 0])
+    serving[columns] = np.isfinite(nearest(there, here, 1, within)[1][:, 0])
+    links = partial(_links, rows, here, columns, there, within, s)
+    return Spread(values, observed, lead, linked, serving, links, used)
 
 
 def located(table: pl.DataFrame) -> tuple[Index, Array]:
@@ -206,7 +209,7 @@ def _add(used: list[Used], times: Index, cells: Index, chosen: Index, share: Arr
             used[column].weight = used[column].weight + weighed * count
 
 
-def _links(rows: Index, here: Array, columns: Index, there: Array, within: float, some: Index, s: int) -> Any:
+def _links(rows: Index, here: Array, columns: Index, there: Array, within: float, s: int, some: Index) -> Any:
     """(m, s) stations near enough to some of the entities."""
     from scipy.spatial import cKDTree
 
