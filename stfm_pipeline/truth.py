@@ -18,6 +18,8 @@ MEAN_ABS = float(np.sqrt(2 / np.pi))
 """Mean absolute value of a standard normal variable."""
 DIGITS = 7
 SETTLED = 1e-10
+DOUBLINGS = 12
+"""The covariance of a state that has gone on for 2^12 steps is that of one that always has."""
 CLAIM = (
     "exact: the noise is Gaussian with a known covariance and a window shows the whole state, so the conditional mean "
     "is the best forecast of all, and its error has a known standard deviation at every step and entity"
@@ -72,6 +74,27 @@ class LinearGaussian:
         for _ in range(horizon):
             spread = self.transition @ spread @ self.transition.T + self.noise
             out.append(np.sqrt(np.diag(spread)[: self.n]))
+        return np.stack(out)
+
+    def alone(self, horizon: int, look_back: int) -> Array:
+        """(h, n): the same for who sees of each entity its own look-back, side information included, and no other's."""
+        now, parts = [k for k, s in enumerate(self.shown) if s.back == 0], len(self.shown)
+        spread, power = self.noise, self.transition
+        for _ in range(DOUBLINGS):
+            spread, power = spread + power @ spread @ power.T, power @ power
+        later = []
+        for _ in range(horizon + look_back):
+            blocks = np.einsum("aibi->iab", spread.reshape(parts, self.n, parts, self.n))
+            later.append(blocks[:, now][:, :, now])
+            spread = self.transition @ spread
+        seen = [(a, back) for a in range(len(now)) for back in range(look_back)]
+        among = [[later[j - i][:, a, b] if i <= j else later[i - j][:, b, a] for b, j in seen] for a, i in seen]
+        known = np.moveaxis(np.array(among), -1, 0)
+        out = []
+        for h in range(1, horizon + 1):
+            shared = np.stack([later[h + j][:, 0, b] for b, j in seen], axis=1)
+            told = (shared * np.linalg.solve(known, shared[..., None])[..., 0]).sum(axis=1)
+            out.append(np.sqrt(later[0][:, 0, 0] - told))
         return np.stack(out)
 
     def _unseen(self) -> Array:

@@ -137,7 +137,21 @@ def test_what_no_side_information_costs_lies_between_the_optimum_and_nothing(tru
     small = _smaller(truth, 6)
     with_side, without = (small.deviations(4, side) for side in (True, False))
     assert (without > with_side).all()
+    alone = small.alone(4, 12)
+    assert (alone >= with_side - 1e-9).all()
+    assert (small.alone(4, 24) <= alone + 1e-9).all(), "who sees more is not worse"
     assert (without[0] ** 2 < 1 + made.FORCING**2 * made.DRIVE**2 / (1 - made.MEMORY**2)).all()
+
+
+def test_a_series_alone_is_forecast_no_better_in_a_long_simulation(truth: LinearGaussian) -> None:
+    """Least squares on an entity's own past and weather reach the stated error, and not less."""
+    x, z = made.simulate(8000)
+    past = np.stack([a[11 - k : len(x) - 1 - k] for a in (x, z) for k in range(12)], axis=2)
+    wanted = truth.alone(1, 12)[0]
+    for i in range(10):
+        weights, *_ = np.linalg.lstsq(past[:, i], x[12:, i])
+        error = x[12:, i] - past[:, i] @ weights
+        assert np.isclose(error.std(), wanted[i], rtol=0.03)
 
 
 def _smaller(truth: LinearGaussian, n: int) -> LinearGaussian:
