@@ -40,14 +40,15 @@ def _sums(cells: NDArray[np.float64], by: int) -> NDArray[np.float64]:
 
 
 def cells(entities: pl.DataFrame, rule: Coarsen) -> pl.DataFrame:
-    """The blocks as cells of their own: the middle of their cells, in the zone of the first of them."""
+    """The blocks as cells of their own: the middle of their cells, in the zone and country of the first of them."""
     grid_of(entities)
     place = [pl.col(c).floordiv(rule.by).cast(pl.Int32) for c in ("row", "col")]
     coarse = entities.with_columns(place).group_by("row", "col", maintain_order=True)
     # Around the date line, halves of a block lie at either end of the longitudes.
     turn = (pl.col("lon") - pl.col("lon").first() + 540) % 360 - 180
     middle = (pl.col("lon").first() + turn.mean() + 540) % 360 - 180
-    found = coarse.agg(middle.alias("lon"), pl.col("lat").mean(), pl.col("zone").first(), text=pl.lit(None, pl.String))
+    civil = [c for c in ("zone", "country") if c in entities.columns]
+    found = coarse.agg(middle.alias("lon"), pl.col("lat").mean(), pl.col(civil).first(), text=pl.lit(None, pl.String))
     return found.sort("row", "col").select(
-        pl.format("block {}-{}", "row", "col").alias("entity"), "lon", "lat", "zone", "text", "row", "col"
+        pl.format("block {}-{}", "row", "col").alias("entity"), "lon", "lat", *civil, "text", "row", "col"
     )
