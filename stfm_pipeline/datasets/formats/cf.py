@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+
+# xarray loads eccodes, which brings a SQLite of its own, too old for MLflow; the first one loaded serves the process.
+import sqlite3  # noqa: F401
 import warnings
 import zipfile
 from collections.abc import Iterator
