@@ -1,8 +1,7 @@
 """Speed and memory, each measured in a process of its own or side by side in one run: `make bench`.
 
-`python -m bench [road] [append] [field] [long] [patches] [training] [loading] [drift] [serve] [replay-aa] [faults]
-[fuzz] [oracle] [leaks] [--quick]`; the last seven are run when they are named; six of them, drift to oracle, take ten
-minutes to half an hour each.
+`python -m bench [PART ...] [--quick]` runs the parts named, or all that take a few minutes at most; those in WHEN_NAMED
+take up to half an hour each.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ PARTS = {
     "patches": "bench.patches",
     "training": "bench.training",
     "loading": "bench.loading",
+    "embeddings": "bench.embeddings",
     "drift": "bench.drift",
     "replay-aa": "bench.replay_aa",
     "serve": "bench.serve",
