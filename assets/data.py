@@ -22,6 +22,7 @@ CHECKS: dict[str, dict[str, str]] = {
         "components_sum_and_look_back": "Parts sum to the value they are parts of, and know nothing of what follows.",
         "every_part_is_observed": "No part of the split is little but a gap.",
         "parts_in_order": "Train, val, gate and test follow one another.",
+        "no_window_crosses_the_split": "Every window forecasts steps of one part alone.",
         "facts_match": "Size, edges and gaps of the table are those of its documentation.",
     },
     "embedded": {

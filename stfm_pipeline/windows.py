@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stfm_pipeline.datasets.catalog import get_dataset
-from stfm_pipeline.datasets.spec import Part, in_clips
+from stfm_pipeline.datasets.spec import Part
 from stfm_pipeline.errors import StfmError
 from stfm_pipeline.fingerprint import code_version, fingerprint
 from stfm_pipeline.large import passes, release, room
+from stfm_pipeline.origins import origins
 
 if TYPE_CHECKING:
     import polars as pl
@@ -210,10 +211,8 @@ class Panel:
         A window without any observed target, as over a weekend that nobody measured, has nothing to teach or to score.
         Where the clock is clips, a window lies within one.
         """
-        span, horizon = self.parts[part], self.problem.horizon
-        first = max(span.start, self.problem.look_back)
-        every = torch.arange(first, max(first, span.stop - horizon + 1))
-        found: Tensor = in_clips(every, self.clip, self.problem.look_back, horizon)
+        horizon = self.problem.horizon
+        found = torch.from_numpy(origins(self.parts[part], self.problem.look_back, horizon, self.clip))
         count = torch.cat([torch.zeros(1, dtype=torch.long), self.seen.long().cumsum(0)])
         return found[count[found + horizon] > count[found]]
 

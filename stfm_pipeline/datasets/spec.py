@@ -345,11 +345,6 @@ class Task(Model):
         return self
 
 
-def in_clips(origins: Any, clip: int | None, look_back: int, horizon: int) -> Any:
-    """The origins, an array or a tensor of steps, whose windows lie within one clip; without clips, all of them."""
-    return origins if clip is None else origins[(origins - look_back) % clip + look_back + horizon <= clip]
-
-
 class Facts(Model):
     """What the documentation promises about the data; `harmonized` refuses to publish anything else.
 

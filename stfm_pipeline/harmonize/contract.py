@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from stfm_pipeline import origins
 from stfm_pipeline.datasets.spec import Channel, DatasetSpec
 from stfm_pipeline.harmonize import split
 from stfm_pipeline.harmonize.mask import is_masked
@@ -25,6 +26,7 @@ def contract(
     borders = [edge for p in ("train", "val", "gate", "test") for edge in (parts[p].start, parts[p].stop)]
     if parts["gate"] == parts["val"]:
         del borders[4:6]
+    crossing = _crossing(spec, parts)
     strays = {c.name: n for k, c in enumerate(spec.channels) if (n := _outside(c, signal, k))}
     unitless = [c.name for c in spec.channels if not c.unit.strip()]
     return [
@@ -49,10 +51,28 @@ def contract(
             "train, val, gate and test follow one another and share no step, so that no target lies in two of them",
             {},
         ),
+        Check(
+            "no_window_crosses_the_split",
+            not crossing,
+            "targets of a window lie in one part, training windows do as a whole, and so do windows in a clip",
+            crossing,
+        ),
         Check("ranges_kept", not strays, "observed values lie inside their channel's range", strays),
         Check("units_stated", not unitless, "every channel has a unit", dict.fromkeys(unitless, "states none")),
         Check("facts_match", not facts, "size, edges and gaps of the table are those of its documentation", facts),
     ]
+
+
+def _crossing(spec: DatasetSpec, parts: split.Parts) -> dict[str, str]:
+    """The windows of each part that reach where they must not, by their first target step."""
+    task = spec.task
+    found: dict[str, str] = {}
+    for name, part in parts.items():
+        every = origins.origins(part, task.look_back, task.horizon, task.clip)
+        bad = origins.strays(every, part, task.look_back, task.horizon, task.clip)
+        if len(bad):
+            found[name] = f"{len(bad)} of {len(every)} windows, the first at step {bad[0]}"
+    return found
 
 
 def _outside(channel: Channel, signal: Signal, k: int) -> int:

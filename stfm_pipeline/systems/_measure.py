@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stfm_pipeline.datasets.spec import DatasetSpec, in_clips
+from stfm_pipeline.datasets.spec import DatasetSpec
 from stfm_pipeline.embed.strength import strengths
 from stfm_pipeline.lake import Lake, Stage
+from stfm_pipeline.origins import origins
 from stfm_pipeline.systems._view import NEIGHBOURS, Floats, Index, Mask, View, climatologies, evenly, load, medians
 
 TRAIN_ROWS, VAL_ROWS = 120_000, 60_000
@@ -145,10 +146,7 @@ def _ladder(view: View, k: int, name: str, spec: DatasetSpec) -> Ladder | None:
     anomaly = np.where(seen, view.values[..., k] - levels[-1], np.float32(0))
     shown = Shown(view.values[..., k], seen, anomaly, levels, medians(view, k), view.target)
     reach = min(look_back, view.train.stop - horizon)
-    train, val = (
-        in_clips(np.arange(max(s.start, reach), s.stop - horizon + 1), spec.task.clip, look_back, horizon)
-        for s in (view.train, view.val)
-    )
+    train, val = (origins(s, reach, horizon, spec.task.clip) for s in (view.train, view.val))
     fit_on = train[evenly(len(train), max(TRAIN_ROWS // len(view.target), 1))]
     score_on = val[evenly(len(val), max(VAL_ROWS // len(view.target), 1))]
     steps = sorted({1, (horizon + 1) // 2, horizon})

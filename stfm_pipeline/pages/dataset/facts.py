@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from stfm_pipeline.datasets.rules import Filter
-from stfm_pipeline.datasets.spec import PARTS, Channel, DatasetSpec, Join, in_clips
+from stfm_pipeline.datasets.spec import PARTS, Channel, DatasetSpec, Join
 from stfm_pipeline.lake import Stage
+from stfm_pipeline.origins import origins
 from stfm_pipeline.pages.axis import Axis, duration
 from stfm_pipeline.pages.chart import Chart
 from stfm_pipeline.pages.dataset.loaded import Loaded, stamp
@@ -106,9 +107,7 @@ def split(d: Loaded) -> list[dict[str, Any]]:
     until = np.concatenate([[0], np.cumsum(seen)])
     rows = []
     for part, start, end in zip(PARTS, times_of(d.split["start"]), times_of(d.split["end"]), strict=True):
-        span = d.parts[part]
-        first = np.arange(max(span.start, task.look_back), max(0, span.stop - task.horizon + 1))
-        first = in_clips(first, task.clip, task.look_back, task.horizon)
+        first = origins(d.parts[part], task.look_back, task.horizon, task.clip)
         rows.append(
             {
                 "part": part,
