@@ -488,6 +488,13 @@ class DatasetSpec(Model):
         if self.task.clip and (self.harmonize.filters or self.harmonize.decompose):
             raise ValueError("`filters` and `decompose` look back, and clips have nothing before them: leave them out")
         graph = self.harmonize.adjacency
+        if self.task.clip and isinstance(graph, Correlation) and graph.lag:
+            raise ValueError("a `lag` would correlate the end of a clip with the beginning of the next: leave it out")
+        if self.task.clip and self.embed.tokens.codebook and self.task.clip % self.embed.tokens.steps:
+            raise ValueError(
+                f"patches of {self.embed.tokens.steps} steps would cross clips of {self.task.clip}: "
+                "state `tokens: {steps: ...}` that divides them"
+            )
         if isinstance(graph, Lattice) and self.kind != "grid":
             raise ValueError(
                 "`adjacency: {kind: grid}` links the cells of a grid; `nearest` links entities that lie about"

@@ -16,18 +16,20 @@ SEASONS_OF_A_SEGMENT = 4
 SHORTEST_SEGMENT = 256
 
 
-def dominant_periods(signal: Signal, train: slice, k: int) -> pl.DataFrame:
+def dominant_periods(signal: Signal, train: slice, k: int, clip: int | None = None) -> pl.DataFrame:
     """The `k` strongest periods per entity and channel: `rank`, `period` in steps, `power` as a share of the variance.
 
-    Periodogram of the training part with unobserved cells at the series' mean; series that never vary have no rows.
+    Periodogram of the training part with unobserved cells at the series' mean, or the mean one of its clips of `clip`
+    steps; series that never vary have no rows.
     """
     values, observed = signal.values[train], signal.observed[train]
     t, n, c = values.shape
-    k = min(k, t // 2)
+    length = clip or t
+    k = min(k, length // 2)
     best, top = np.zeros((k, n, c), np.int64), np.zeros((k, n, c))
     for part in passes(n, t * c, values, observed):
-        best[:, part], top[:, part] = _strongest(values[:, part], observed[:, part], k)
-    period = t / (best + 1)
+        best[:, part], top[:, part] = _strongest(values[:, part], observed[:, part], k, length)
+    period = length / (best + 1)
     shape = (k, n, c)
     frame = pl.DataFrame(
         {
@@ -41,10 +43,11 @@ def dominant_periods(signal: Signal, train: slice, k: int) -> pl.DataFrame:
     return frame.filter(pl.col("power") > 0).sort("entity", "channel", "rank")
 
 
-def _strongest(values: Any, observed: Any, k: int) -> tuple[Any, Any]:
+def _strongest(values: Any, observed: Any, k: int, length: int) -> tuple[Any, Any]:
     count = np.maximum(observed.sum(axis=0), 1)
     mean = np.where(observed, values, 0).sum(axis=0, dtype=np.float64) / count
-    power = np.abs(np.fft.rfft(np.where(observed, values - mean, 0), axis=0)[1:]) ** 2
+    around = np.where(observed, values - mean, 0).reshape(-1, length, *values.shape[1:])
+    power = (np.abs(np.fft.rfft(around, axis=1)[:, 1:]) ** 2).mean(axis=0)
     total = power.sum(axis=0)
     share = power / np.where(total > 0, total, 1)
     if 0 < k < len(share):
@@ -57,23 +60,24 @@ def _strongest(values: Any, observed: Any, k: int) -> tuple[Any, Any]:
     return np.take_along_axis(near, order, axis=0), np.take_along_axis(height, order, axis=0)
 
 
-def density(signal: Signal, train: slice, bands: int, season: int) -> pl.DataFrame:
+def density(signal: Signal, train: slice, bands: int, season: int, clip: int | None = None) -> pl.DataFrame:
     """Power spectral density per entity, channel and band: `low` to `high` in cycles per day, `power` as log10.
 
     Welch's method (1967) over the training part: Hann windows that overlap by half and hold four of the longest season
     (in steps), power in squared units times days, its mean taken in each band. Bands grow with frequency by one factor
     up to half the sampling rate and hold at least one frequency each, so that a short series has fewer. Unobserved
     cells lie at the series' mean, and the density is divided by the observed share: a gap is no calm. Series that never
-    vary have no power. Rows follow the order of entities, channels and bands.
+    vary have no power. Each clip of `clip` steps is a window. Rows follow the order of entities, channels and bands.
     """
     values, observed = signal.values[train], signal.observed[train]
     t, n, c = values.shape
-    length = min(t, max(SEASONS_OF_A_SEGMENT * season, SHORTEST_SEGMENT))
+    length = clip or min(t, max(SEASONS_OF_A_SEGMENT * season, SHORTEST_SEGMENT))
+    overlap = 0 if clip else length // 2
     rate = DAY_US / signal.step_us
     edges = np.unique(np.round(np.geomspace(1, length // 2 + 1, bands + 1)).astype(int))
     power = np.empty((n, c, len(edges) - 1))
     for part in passes(n, t * c, values, observed):
-        power[part] = np.moveaxis(_welch(values[:, part], observed[:, part], length, rate, edges), 0, -1)
+        power[part] = np.moveaxis(_welch(values[:, part], observed[:, part], length, overlap, rate, edges), 0, -1)
     shape = power.shape
     channel = pl.Series(signal.channels, dtype=pl.String)
     return pl.DataFrame(
@@ -88,7 +92,7 @@ def density(signal: Signal, train: slice, bands: int, season: int) -> pl.DataFra
     ).with_columns(pl.col("power").fill_nan(None))
 
 
-def _welch(values: Any, observed: Any, length: int, rate: float, edges: Any) -> Any:
+def _welch(values: Any, observed: Any, length: int, overlap: int, rate: float, edges: Any) -> Any:
     """Log density (band, n, c), NaN of series that never vary."""
     from scipy.signal import welch
 
@@ -97,7 +101,7 @@ def _welch(values: Any, observed: Any, length: int, rate: float, edges: Any) -> 
     around = np.where(observed, values - mean, 0)
     # What single precision leaves of a constant is not variation.
     varies = (around**2).mean(axis=0) > 1e-12 * mean**2
-    found = welch(around, rate, nperseg=length, axis=0)[1] / np.maximum(share, 1e-9)
+    found = welch(around, rate, nperseg=length, noverlap=overlap, axis=0)[1] / np.maximum(share, 1e-9)
     means = np.add.reduceat(found[: edges[-1]], edges[:-1], axis=0) / np.diff(edges)[:, None, None]
     with np.errstate(divide="ignore"):
         level = np.log10(means)

@@ -116,8 +116,8 @@ def _leaks(spec: DatasetSpec, tables: Frames, cut: Signal, made: Frames) -> list
     names = tuple(cut.entities[i] for i in some)
     few = Signal(cut.times, names, cut.channels, cut.values[:, some], cut.observed[:, some])
     again = {
-        "spectrum": frequency.dominant_periods(few, train, rule.periods),
-        "density": frequency.density(few, train, rule.bands, max(spec.seasons)),
+        "spectrum": frequency.dominant_periods(few, train, rule.periods, spec.task.clip),
+        "density": frequency.density(few, train, rule.bands, max(spec.seasons), spec.task.clip),
     }
     leaks = []
     for table, expected in again.items():

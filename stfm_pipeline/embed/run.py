@@ -32,11 +32,11 @@ def embed(spec: DatasetSpec, harmonized: Mapping[str, Table], settings: Settings
     until = tables["split"].filter(pl.col("part") == "train")["end"][0]
     vocabulary = temporal.vocabulary(calendar, until, signal.step_us)
     places, made = place_table(entities, tables["edges"], spec.embed, home)
-    spectrum = frequency.dominant_periods(signal, parts["train"], spec.embed.periods)
+    spectrum = frequency.dominant_periods(signal, parts["train"], spec.embed.periods, spec.task.clip)
     per_day = temporal.steps_per_day(signal.step_us)
     profiles = patches.daily_profiles(signal, parts["train"], tables["scaler"], per_day)
     cut, partitions, once = patches.cut(spec, entities, tables["edges"], profiles)
-    density = frequency.density(signal, parts["train"], spec.embed.bands, max(spec.seasons))
+    density = frequency.density(signal, parts["train"], spec.embed.bands, max(spec.seasons), spec.task.clip)
     out: dict[str, pl.DataFrame] = {
         "calendar": calendar,
         "vocabulary": vocabulary,

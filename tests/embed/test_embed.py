@@ -364,3 +364,18 @@ def test_what_lands_after_the_split_only_lengthens_the_calendar() -> None:
     assert more.facts == whole.facts
     for table in set(whole.tables) - {"calendar"}:
         assert first.frame(table).equals(whole.frame(table)), table
+
+
+def test_spectra_of_clips_know_nothing_of_the_order_of_clips() -> None:
+    rng = np.random.default_rng(0)
+    clips = rng.normal(size=(40, 20, 1, 1)) + 9 * (-1) ** np.arange(40)[:, None, None, None]
+    both = []
+    for order in (np.arange(40), rng.permutation(40)):
+        values = clips[order].reshape(-1, 1, 1).astype(np.float32)
+        signal = Signal(hours("2024-01-01", 800), ("a",), ("x",), values, np.ones(values.shape, bool))
+        train = slice(0, 800)
+        both.append((dominant_periods(signal, train, 3, 20), density(signal, train, 4, 24, 20)))
+    (periods, power), (again, power_again) = both
+    assert periods["period"].to_list() == again["period"].to_list()
+    assert np.allclose(power["power"], power_again["power"], atol=1e-4)
+    assert max(periods["period"].to_list()) <= 20, "no clip shows a longer period than its own length"
