@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from stfm_pipeline.forecaster import Forecaster
     from stfm_pipeline.windows import Arrays, Panel, Problem
 
+log = logging.getLogger("stfm")
 SHOWN = 20
 
 
@@ -34,7 +36,9 @@ def predict(
     times, a column per channel and per interval bound (`<channel>_q0.1`), in data units. The input is not changed.
 
     Rules: times carry a zone or `zone` is given; a missing step is unobserved, or the channel's stated value for a step
-    without a row (0 for counts); entities left out count as unobserved. Anything else raises `FrameError`.
+    without a row (0 for counts); entities left out count as unobserved, and so does what the dataset masks: a missing
+    code, a value beyond its range (a warning is logged), a series hardly observed in training. The dataset's outlier
+    filters are not applied. Anything else raises `FrameError`.
     """
     problem = forecaster.problem
     pandas = not isinstance(frame, pl.DataFrame)
@@ -47,6 +51,7 @@ def predict(
         utc_times(rows, time_col, zone).alias("time"),
         *(_number(rows, c) for c in (*problem.channels, *side)),
     )
+    rows = _accepted(rows, problem)
     asked = _check_entities(rows, problem)
     given = _Given.of(rows, problem)
     _check_times(rows, given, problem)
@@ -115,6 +120,22 @@ def _number(rows: pl.DataFrame, column: str) -> pl.Expr:
         raise FrameError(f"column '{column}' does not hold numbers", found=str(rows.schema[column]))
     value = pl.col(column).cast(pl.Float64)
     return pl.when(value.is_finite()).then(value).alias(column)
+
+
+def _accepted(rows: pl.DataFrame, problem: Problem) -> pl.DataFrame:
+    """Rows whose missing codes and values beyond their range are empty, as in the data that the model learned from."""
+    beyond, coded = {}, {}
+    for channel, (low, high, codes) in zip(problem.channels, problem.accepted, strict=False):
+        value = pl.col(channel).cast(pl.Float32)
+        least, most = (pl.lit(v, pl.Float32) for v in (low, high))
+        coded[channel] = value.is_in(pl.Series(codes, dtype=pl.Float32).implode())
+        beyond[channel] = pl.any_horizontal(value < least, value > most).fill_null(value=False) & ~coded[channel]
+    counts = rows.select(pl.col(c).filter(out).count() for c, out in beyond.items())
+    for channel in [c for c in counts.columns if counts[c].item()]:
+        text = "%d of %d values of '%s' lie outside their range, %s to %s, and count as unobserved"
+        low, high, _ = problem.accepted[problem.channels.index(channel)]
+        log.warning(text, counts[channel].item(), rows[channel].count(), channel, low, high)
+    return rows.with_columns(pl.when(~(beyond[c] | coded[c])).then(c).alias(c) for c in beyond)
 
 
 def utc_times(rows: pl.DataFrame, column: str, zone: str | None) -> pl.Expr:
@@ -267,6 +288,8 @@ def _window(given: _Given, origin: np.datetime64, absent: dict[str, float | None
         return values, observed
 
     values, observed = dense(given.measured, 0, look_back, problem.channels)
+    if "used" in tensors:
+        observed &= tensors["used"]
     full = np.zeros((length, problem.n, problem.c), np.float32)
     seen = np.zeros(full.shape, np.bool_)
     full[:look_back] = standardize(values, observed, tensors["mean"], tensors["std"])

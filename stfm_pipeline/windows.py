@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stfm_pipeline.datasets.catalog import get_dataset
-from stfm_pipeline.datasets.spec import Part
+from stfm_pipeline.datasets.spec import Channel, Part
 from stfm_pipeline.errors import StfmError
 from stfm_pipeline.fingerprint import code_version, fingerprint
 from stfm_pipeline.large import passes, release, room
@@ -57,6 +57,7 @@ STATISTICS = (
 class Problem:
     """What a model is told before it is built: sizes, names, and small tensors that are data, not weights.
 
+    `accepted` is per channel what a step's value may be: lowest, highest (None: no bound) and codes that mean missing.
     Entities of a `grid` (height, width) are its cells, row after row. `mean` and `std` are the scaler's offset and
     scale, also where it is no z-score; `climatology` (time of day, month, n, c) is there where the dataset has one.
 
@@ -65,7 +66,8 @@ class Problem:
     are; frequency (n k), how they swing; static (n s), what never changes, its columns named in `static`; text (n v),
     an encoder's vectors of the entities' texts; edge_index (2 k), source and target, with edge_weight (k,); patch_cell
     (p s), the entity at each place of each universal patch, and patch_home (n,), the place of its own that each entity
-    has among them; seen_tod and so on for each of CALENDAR: categories training met.
+    has among them; used (n c), series observed often enough, where the dataset asks for that; seen_tod and so on for
+    each of CALENDAR: categories training met.
     """
 
     dataset: str
@@ -87,6 +89,7 @@ class Problem:
     tensors: dict[str, Tensor] = field(repr=False, compare=False)
     grid: tuple[int, int] | None = None
     static: tuple[str, ...] = ()
+    accepted: tuple[tuple[float | None, float | None, tuple[float, ...]], ...] = ()
 
     @property
     def n(self) -> int:
@@ -111,8 +114,11 @@ class Problem:
 
     @classmethod
     def from_config(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Problem:
-        frozen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
-        return cls(**frozen, tensors=tensors)
+        return cls(**{k: _frozen(v) for k, v in config.items()}, tensors=tensors)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -380,6 +386,8 @@ def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:
     ends = [edges[k].replace_strict(code, return_dtype=pl.Int64).to_numpy() for k in ("source", "target")]
     out["edge_index"] = np.stack(ends)
     out["edge_weight"] = edges["weight"].to_numpy().astype(np.float32)
+    if "few_observed" in stages["harmonized"].facts:
+        out["used"] = read("harmonized", "mask")["used"].to_numpy().reshape(n, c)
     if "climatology" in stages["harmonized"].tables:
         out["climatology"] = climatology.array(read("harmonized", "climatology"), n, c)
     facts = {
@@ -406,6 +414,11 @@ def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
         if not folder.is_dir():
             raise
+
+
+def _accepted(channel: Channel) -> tuple[float | None, float | None, tuple[float, ...]]:
+    """Ranges and codes are those of rows: of a step that sums several nothing follows."""
+    return (None, None, ()) if channel.aggregate == "sum" else (channel.minimum, channel.maximum, channel.missing)
 
 
 def _standardized(signal: Signal, mean: Any, std: Any) -> Any:
@@ -463,7 +476,7 @@ def _open(folder: Path, name: str, stages: dict[str, Any], look_back: int | None
     )
     tensors = {
         k: torch.from_numpy(np.load(folder / f"{k}.npy", allow_pickle=False))
-        for k in (*small, *(f"seen_{f}" for f in CALENDAR), "climatology")
+        for k in (*small, *(f"seen_{f}" for f in CALENDAR), "climatology", "used")
         if (folder / f"{k}.npy").is_file()
     }
     problem = Problem(
@@ -486,6 +499,7 @@ def _open(folder: Path, name: str, stages: dict[str, Any], look_back: int | None
         tensors=tensors,
         grid=tuple(facts["grid"]) if facts["grid"] else None,
         static=tuple(facts["static"]),
+        accepted=tuple(_accepted(c) for c in spec.channels),
     )
     times = np.load(folder / "times.npy", allow_pickle=False).astype("datetime64[us]")
     parts: dict[Part, slice] = {p: slice(*bounds) for p, bounds in facts["parts"].items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import polars as pl
 import pytest
@@ -129,6 +131,28 @@ def test_a_gap_is_unobserved_for_measurements_and_zero_for_counts(model: Forecas
     )
     side = ["temp_c", "planned"]
     assert model.predict(dropped.drop(side)).equals(model.predict(spelled.drop(side)))
+
+
+def test_codes_and_values_beyond_the_range_are_masked_as_in_the_data(
+    model: Forecaster, frame: pl.DataFrame, caplog: pytest.LogCaptureFixture
+) -> None:
+    some = (pl.col("unique_id") == "a") & pl.col("level").is_not_null() & (pl.int_range(pl.len()) % 3 == 0)
+    empty = model.predict(frame.with_columns(level=pl.when(~some).then("level")))
+    assert not empty.equals(model.predict(frame))
+    for value, said in ((-99.0, 0), (5000.0, 1), (-5000.0, 2)):
+        assert model.predict(frame.with_columns(level=pl.when(some).then(value).otherwise("level"))).equals(empty)
+        assert len(caplog.records) == said, "a code is expected, a stray is named"
+    assert "of 'level' lie outside their range, -1000.0 to 1000.0, and count as unobserved" in caplog.messages[-1]
+
+
+def test_a_series_that_training_did_not_use_is_not_used_for_forecasts(model: Forecaster, frame: pl.DataFrame) -> None:
+    used = torch.ones(model.problem.n, model.problem.c, dtype=torch.bool)
+    used[0, 1] = False
+    eyes = replace(model.problem, tensors=model.problem.tensors | {"used": used})
+    gone = pl.col("unique_id") == model.problem.entities[0]
+    empty = model.predict(frame.with_columns(level=pl.when(~gone).then("level")))
+    assert not empty.equals(model.predict(frame))
+    assert replace(model, problem=eyes).predict(frame).equals(empty)
 
 
 def test_side_information_may_be_left_out_and_entities_too(model: Forecaster, frame: pl.DataFrame) -> None:
