@@ -51,7 +51,8 @@ IN_TRAINING, AT_INFERENCE = "removed in training", "absent at inference"
 def without(panel: Panel, group: str) -> Panel | None:
     """The panel as it is to somebody who does not know one group of TENSORS and ARRAYS; None if it has none of it.
 
-    Shapes stay, so that a system is as large as with it: edges lead from the first entity to itself and weigh nothing.
+    Shapes stay, so that a system is as large as with it: edges lead from the first entity to itself and weigh nothing,
+    and patches hold entities in the order of their index. A grid stays one to a system that works on frames.
     """
     p, known = panel.problem, False
     tensors: dict[str, Tensor] = dict(p.tensors)
@@ -59,6 +60,11 @@ def without(panel: Panel, group: str) -> Panel | None:
         if name.startswith(TENSORS[group]):
             known |= bool(tensor.any())
             tensors[name] = torch.zeros_like(tensor)
+    if group == "place" and "patch_cell" in p.tensors:
+        cell, home = p.tensors["patch_cell"], torch.arange(p.n)
+        in_order = torch.arange(cell.numel()).clamp(max=p.n - 1).view(cell.shape)
+        tensors |= {"patch_cell": in_order.to(cell.dtype), "patch_home": home.to(p.tensors["patch_home"].dtype)}
+        known |= not torch.equal(in_order, cell)
     arrays = {k: getattr(panel.arrays, k) for k in ARRAYS.get(group, ())}
     known |= any(bool(a.numel()) and bool(a.any()) for a in arrays.values())
     if not known:

@@ -28,7 +28,8 @@ def test_what_is_taken_away_is_gone_and_nothing_else(panel: Panel, group: str) -
     assert blank is not None
     hidden = {k for k, v in blank.problem.tensors.items() if not v.any()}
     changed = {k for k, v in blank.problem.tensors.items() if not torch.equal(v, panel.problem.tensors[k])}
-    assert changed <= {k for k in hidden if k.startswith(worth.TENSORS[group])}
+    patches = {"patch_cell", "patch_home"} if group == "place" else set()
+    assert changed <= {k for k in hidden if k.startswith(worth.TENSORS[group])} | patches
     origins = panel.origins("val")[:3]
     assert changed or group in worth.ARRAYS, "something was there"
     before, after = (p.gather(origins, ("past", "ahead")) for p in (panel, blank))
@@ -46,7 +47,7 @@ def test_a_panel_that_knows_no_place_has_none_to_lose(panel: Panel) -> None:
     assert worth.without(blank, "place") is None
 
 
-@pytest.mark.parametrize("name", ["stid", "graph-wavenet"])
+@pytest.mark.parametrize("name", ["stid", "graph-wavenet", "patchstg"])
 def test_a_blinded_module_keeps_its_weights_and_forgets_its_problem(panel: Panel, name: str) -> None:
     system = get_system(name)
     torch.manual_seed(0)
@@ -69,7 +70,10 @@ def test_a_blinded_module_keeps_its_weights_and_forgets_its_problem(panel: Panel
 
 def _moved(panel: Panel) -> dict[str, torch.Tensor]:
     tensors = panel.problem.tensors
-    return {"spatial": tensors["spatial"] + 1, "edge_weight": tensors["edge_weight"] * 3}
+    home = tensors["patch_home"].roll(1)
+    cell = tensors["patch_cell"].flatten().index_put((home,), torch.arange(len(home)))
+    patches = {"patch_cell": cell.view(tensors["patch_cell"].shape), "patch_home": home}
+    return {"spatial": tensors["spatial"] + 1, "edge_weight": tensors["edge_weight"] * 3, **patches}
 
 
 def test_variants_are_compared_on_the_same_windows(
