@@ -74,6 +74,8 @@ def test_phases_are_those_of_the_calendar() -> None:
     for zone in ("America/New_York", "Europe/Zurich", "Asia/Kolkata"):
         table = calendar(times, [zone], 3_600_000_000, [None])
         assert climatology.codes(times, zone, ("tod",), 3_600_000_000).tolist() == table["tod"].to_list()
+        both = climatology.codes(times, zone, ("month", "tod"), 3_600_000_000).tolist()
+        assert both == (table["tod"] * 12 + table["month"]).to_list()
 
 
 @pytest.mark.parametrize("phases", [("tod",), ("month",), ("month", "tod")])
