@@ -28,7 +28,7 @@ def h5(data: bytes, rng: random.Random) -> bytes:
         for change in changes:
             try:
                 change(file, rng)
-            except (KeyError, ValueError, TypeError, OSError, RuntimeError, AttributeError, MemoryError):
+            except (LookupError, ValueError, TypeError, OSError, RuntimeError, AttributeError, MemoryError):
                 continue
 
     return hdf(write, **rng.choice(({}, {}, {"libver": "latest"}, {"userblock_size": 512})))
@@ -43,7 +43,7 @@ def changed(data: bytes, rng: random.Random) -> bytes:
         for change in (rng.choice(ANY) for _ in range(rng.choice((1, 1, 2)))):
             try:
                 change(file, rng)
-            except (KeyError, ValueError, TypeError, OSError, RuntimeError, AttributeError, MemoryError):
+            except (LookupError, ValueError, TypeError, OSError, RuntimeError, AttributeError, MemoryError):
                 continue
     return out.getvalue()
 
