@@ -28,7 +28,7 @@ from stfm_pipeline.large import Chunks, Table, whole
 from stfm_pipeline.settings import Settings
 from stfm_pipeline.stage import Tail
 from stfm_pipeline.steps import STEPS
-from stfm_pipeline.tables import dense_observations, dense_rows, dense_values, is_dense, step_us
+from stfm_pipeline.tables import Signal, dense_observations, dense_rows, dense_values, is_dense, step_us
 
 Frames = dict[str, pl.DataFrame]
 ROWS_OF_A_COMPARISON = 4096
@@ -135,6 +135,7 @@ class Study:
                     other[table] = self._noisy(table, self.raw[table], _known(self.raw[table], late) > moment)
             found = self._made(other, self.end, only=("enriched",))
             self._compare(promise, found, moment, fitted=moment >= self.trained, only=("enriched",))
+            self._compare_plans(promise, found, moment)
         return promise
 
     def cut_off(self) -> Promise:
@@ -202,6 +203,29 @@ class Study:
                     if differs:
                         when = "" if until is None else f" before {until:%Y-%m-%dT%H:%MZ}"
                         promise.broken.setdefault(key, f"{differs}{when}")
+
+    def _compare_plans(self, promise: Promise, other: Held, moment: datetime) -> None:
+        """What a window that begins at a moment is shown of plans that are made bit by bit."""
+        if not all("ahead_lead" in lake.held["enriched"][1] for lake in (self.whole, other)):
+            return
+        one, two = (self._planned(lake, moment) for lake in (self.whole, other))
+        key = "enriched.ahead as a window sees it"
+        promise.compared[key] = promise.compared.get(key, 0) + len(one)
+        if not np.array_equal(one, two, equal_nan=True):
+            step = int(np.argwhere(~((one == two) | (np.isnan(one) & np.isnan(two))))[0][0])
+            promise.broken.setdefault(key, f"differs in step {step + 1} after {moment:%Y-%m-%dT%H:%MZ}")
+
+    def _planned(self, lake: Held, moment: datetime) -> NDArray[np.float64]:
+        """Planned values (horizon, n, k) that were known at a moment, NaN where they were not."""
+        stage = lake.held["enriched"][0]
+        names = lake.read(lake.held["harmonized"][0], "entities")["entity"].to_list()
+        columns, coming = stage.facts["dense"]["ahead"], pl.col("time") >= moment
+        horizon = self.dataset.spec.task.horizon
+        plan, leads = (lake.read(stage, t).filter(coming).head(horizon) for t in ("ahead", "ahead_lead"))
+        signal = Signal.from_frame(plan, names, columns)
+        lead = leads["lead"].list.to_array(len(names) * len(columns)).to_numpy().reshape(signal.values.shape)
+        told = signal.observed & (lead >= np.arange(len(lead))[:, None, None])
+        return np.where(told, signal.values.astype(np.float64), np.nan)
 
     def _noisy(self, table: str, frame: pl.DataFrame, late: pl.Expr) -> pl.DataFrame:
         """A raw table whose `late` rows hold other values in the same range, and others of them none."""

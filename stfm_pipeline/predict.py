@@ -35,10 +35,10 @@ def predict(
     Rows after the last observation carry what is known ahead (a timetable) with empty channels. Out: the same ids and
     times, a column per channel and per interval bound (`<channel>_q0.1`), in data units. The input is not changed.
 
-    Rules: times carry a zone or `zone` is given; a missing step is unobserved, or the channel's stated value for a step
-    without a row (0 for counts); entities left out count as unobserved, and so does what the dataset masks: a missing
-    code, a value beyond its range (a warning is logged), a series hardly observed in training. The dataset's outlier
-    filters are not applied. Anything else raises `FrameError`.
+    Rules: times carry a zone or `zone` is given; a step without a row is unobserved, or the channel's stated value for
+    one (0 for counts); a row with an empty channel, and an entity left out, are unobserved, and so is what the dataset
+    masks: a missing code, a value beyond its range (a warning is logged), a series hardly observed in training. The
+    dataset's outlier filters are not applied. Anything else raises `FrameError`.
     """
     problem = forecaster.problem
     pandas = not isinstance(frame, pl.DataFrame)
@@ -51,9 +51,9 @@ def predict(
         utc_times(rows, time_col, zone).alias("time"),
         *(_number(rows, c) for c in (*problem.channels, *side)),
     )
-    rows = _accepted(rows, problem)
     asked = _check_entities(rows, problem)
-    given = _Given.of(rows, problem)
+    stated = rows.select(pl.any_horizontal(pl.col(problem.channels).is_not_null())).to_series()
+    given = _Given.of(_accepted(rows, problem), stated, problem)
     _check_times(rows, given, problem)
     origin = _origin(given, problem)
     forecast = forecaster.forecast(_window(given, origin, forecaster.absent, problem))
@@ -176,24 +176,27 @@ def _zone(column: str, zone: str | None) -> str:
 
 @dataclass(frozen=True)
 class _Given:
-    """Rows as arrays (r,): step of the epoch, entity, whether any channel was measured, and each column's numbers."""
+    """Rows as arrays (r,): step of the epoch, entity, whether any channel was stated, and each column's numbers.
+
+    What is stated may be a missing code: it says that the step is over, and nothing else.
+    """
 
     step: NDArray[np.int64]
     node: NDArray[np.int64]
-    measured: NDArray[np.bool_]
+    stated: NDArray[np.bool_]
     numbers: dict[str, NDArray[np.float32]]
 
     @classmethod
-    def of(cls, rows: pl.DataFrame, problem: Problem) -> _Given:
+    def of(cls, rows: pl.DataFrame, stated: pl.Series, problem: Problem) -> _Given:
         names = rows.columns[2:]
         table = rows.select(
             pl.col("time").dt.epoch("us").floordiv(problem.step_us).alias("_step"),
             pl.col("entity").cast(_enum(problem.entities)).to_physical().cast(pl.Int64).alias("_node"),
-            pl.any_horizontal(pl.col(problem.channels).is_not_null()).alias("_measured"),
+            stated.alias("_stated"),
             *(pl.col(c).cast(pl.Float32).fill_null(np.nan) for c in names),
         )
-        step, node, measured, *numbers = (table[c].to_numpy() for c in table.columns)
-        return cls(step, node, measured, dict(zip(names, numbers, strict=True)))
+        step, node, told, *numbers = (table[c].to_numpy() for c in table.columns)
+        return cls(step, node, told, dict(zip(names, numbers, strict=True)))
 
 
 @lru_cache(maxsize=8)
@@ -241,10 +244,10 @@ def _check_times(rows: pl.DataFrame, given: _Given, problem: Problem) -> None:
 
 
 def _origin(given: _Given, problem: Problem) -> np.datetime64:
-    if not given.measured.any():
+    if not any(np.isfinite(given.numbers[c]).any() for c in problem.channels):
         raise FrameError("no observation in the frame", expected=f"at least {problem.look_back} steps of history")
     # A row whose values are empty still says that its step is over.
-    begin, end = int(given.step.min()), int(given.step[given.measured].max())
+    begin, end = int(given.step.min()), int(given.step[given.stated].max())
     first, last = (np.datetime64(s * problem.step_us, "us") for s in (begin, end))
     step = np.timedelta64(problem.step_us, "us")
     origin: np.datetime64 = last + step
@@ -264,7 +267,7 @@ def _window(given: _Given, origin: np.datetime64, absent: dict[str, float | None
     tensors = {k: v.numpy() for k, v in problem.tensors.items() if not k.startswith("adj")}
     index = given.step - (int(origin.astype(np.int64)) // problem.step_us - look_back)
     present = np.zeros(problem.n, np.bool_)
-    present[given.node[given.measured]] = True
+    present[given.node[given.stated]] = True
     length = look_back + horizon
 
     def dense(mine: Any, start: int, stop: int, columns: tuple[str, ...]) -> tuple[Any, Any]:
@@ -287,7 +290,8 @@ def _window(given: _Given, origin: np.datetime64, absent: dict[str, float | None
                 values[..., k][gap], observed[..., k][gap] = fill, True
         return values, observed
 
-    values, observed = dense(given.measured, 0, look_back, problem.channels)
+    every = np.ones(len(index), np.bool_)
+    values, observed = dense(every, 0, look_back, problem.channels)
     if "used" in tensors:
         observed &= tensors["used"]
     full = np.zeros((length, problem.n, problem.c), np.float32)
@@ -295,7 +299,6 @@ def _window(given: _Given, origin: np.datetime64, absent: dict[str, float | None
     full[:look_back] = standardize(values, observed, tensors["mean"], tensors["std"])
     seen[:look_back] = observed
     side = {}
-    every = np.ones(len(index), np.bool_)
     for name, start, stop in (("past", look_back - recent, look_back), ("ahead", look_back, length)):
         block, mask = dense(every, start, stop, getattr(problem, name))
         side[name] = standardize(block, mask, tensors[f"{name}_mean"], tensors[f"{name}_std"])

@@ -66,8 +66,8 @@ class Problem:
     are; frequency (n k), how they swing; static (n s), what never changes, its columns named in `static`; text (n v),
     an encoder's vectors of the entities' texts; edge_index (2 k), source and target, with edge_weight (k,); patch_cell
     (p s), the entity at each place of each universal patch, and patch_home (n,), the place of its own that each entity
-    has among them; used (n c), series observed often enough, where the dataset asks for that; seen_tod and so on for
-    each of CALENDAR: categories training met.
+    has among them; used (n c), series observed often enough in training, where that is asked for or cells may be land;
+    seen_tod and so on for each of CALENDAR: categories training met.
     """
 
     dataset: str
@@ -386,7 +386,7 @@ def _build(lake: Lake, name: str, stages: dict[str, Any], folder: Path) -> None:
     ends = [edges[k].replace_strict(code, return_dtype=pl.Int64).to_numpy() for k in ("source", "target")]
     out["edge_index"] = np.stack(ends)
     out["edge_weight"] = edges["weight"].to_numpy().astype(np.float32)
-    if "few_observed" in stages["harmonized"].facts:
+    if "mask" in stages["harmonized"].tables:
         out["used"] = read("harmonized", "mask")["used"].to_numpy().reshape(n, c)
     if "climatology" in stages["harmonized"].tables:
         out["climatology"] = climatology.array(read("harmonized", "climatology"), n, c)

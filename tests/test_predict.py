@@ -133,6 +133,34 @@ def test_a_gap_is_unobserved_for_measurements_and_zero_for_counts(model: Forecas
     assert model.predict(dropped.drop(side)).equals(model.predict(spelled.drop(side)))
 
 
+def test_an_empty_row_of_a_count_is_no_zero_and_the_window_is_that_of_the_data(
+    model: Forecaster, panel: Panel, frame: pl.DataFrame
+) -> None:
+    some = (pl.col("unique_id") == "a") & (pl.col("ds").rank("dense") > 10) & (pl.col("ds").rank("dense") <= 14)
+    empty = frame.with_columns(pl.when(~some).then(c).alias(c) for c in ("count", "level"))
+    zero = empty.with_columns(count=pl.when(some).then(0.0).otherwise("count"))
+    assert not model.predict(empty).equals(model.predict(zero))
+    origin = int(panel.origins("test")[20])
+    hidden = panel.arrays.observed.clone()
+    hidden[origin - panel.problem.look_back + 10 : origin - panel.problem.look_back + 14, 0] = False
+    values = torch.where(hidden, panel.arrays.values, 0.0)
+    arrays = replace(panel.arrays, values=values, observed=hidden)
+    expected = model.forecast(arrays.gather(torch.tensor([origin]), panel.problem, ("past", "ahead")))
+    got = model.predict(empty).select("count", "level").to_numpy().reshape(6, 12, 2)
+    assert torch.allclose(torch.tensor(got, dtype=torch.float32).movedim(0, 1), expected.values[0], atol=1e-4)
+
+
+def test_codes_in_the_last_step_say_that_it_is_over(model: Forecaster, frame: pl.DataFrame) -> None:
+    history = frame.filter(pl.col("level").is_not_null() | pl.col("count").is_not_null())
+    last = pl.col("ds") == history["ds"].max()
+    coded = history.with_columns(
+        level=pl.when(last).then(-99.0).otherwise("level"), count=pl.when(last).then(-1.0).otherwise("count")
+    )
+    assert model.predict(coded)["ds"].min() == model.predict(history)["ds"].min()
+    with pytest.raises(FrameError, match="no observation"):
+        model.predict(history.with_columns(level=pl.lit(-99.0), count=pl.lit(None, pl.Float64)))
+
+
 def test_codes_and_values_beyond_the_range_are_masked_as_in_the_data(
     model: Forecaster, frame: pl.DataFrame, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -42,7 +42,11 @@ class Gate(nn.Module):
         self.out = nn.Conv2d(width, width, 1)
 
     def forward(self, x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
-        value, gate = self.mix(self.far(self.near(F.gelu(self.into(x))))).chunk(2, dim=1)
+        near = self.near(F.gelu(self.into(x)))
+        # In bf16 and channels-last, oneDNN's gradient of a dilated depthwise weight holds what memory held before.
+        with torch.autocast(x.device.type, enabled=False):
+            far = self.far(near.float())
+        value, gate = self.mix(far).chunk(2, dim=1)
         out: Tensor = self.out(value * torch.sigmoid(gate)) + x
         return out
 

@@ -311,7 +311,8 @@ class PointsNear(Model):
 
     Per category, the distance to the nearest (`<category>_nearest_m`) and how many lie within each radius
     (`<category>_within_<r>km`). Without `category` all points are of one, called like the table; `only` leaves the
-    other categories out. A point whose `entity` is the entity itself is not near it.
+    other categories out. A point that has an entity's name and lies there, to a kilometre, is
+    the entity itself and not near it.
     """
 
     table: str

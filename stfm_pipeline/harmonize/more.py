@@ -172,7 +172,7 @@ def _ready(
         values, observed = coarsen.blocks(values, observed, grid_of(entities), rule.coarsen)
         names = coarsen.cells(entities, rule.coarsen)["entity"].to_list()
     masked = {c: dict(found.masked.get(c, {})) for c in spec.channel_names}
-    if rule.min_observed and used is not None:
+    if used is not None:
         for name, lost in zip(spec.channel_names, thin.mask(values, observed, used), strict=True):
             masked[name]["few_observed"] = int(lost)
     signal = Signal(found.times, tuple(names), spec.channel_names, values, observed)

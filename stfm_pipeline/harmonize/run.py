@@ -159,7 +159,7 @@ def harmonize(spec: DatasetSpec, raw: Mapping[str, Table], frozen: pl.DataFrame 
         names = entities["entity"].to_list()
     signal = Signal(times, tuple(names), spec.channel_names, values, observed)
     used = thin.table(signal, parts["train"], rule.min_observed)
-    if rule.min_observed:
+    if rule.min_observed or spec.kind == "grid":
         for name, lost in zip(spec.channel_names, thin.mask(values, observed, used), strict=True):
             masked[name]["few_observed"] = int(lost)
     require_values(spec, observed, masked, "loosen the filters, or `min_observed`, or `at_least`")

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from stfm_pipeline.large import passes
 from stfm_pipeline.tables import Signal
 
 Mask = NDArray[np.bool_]
@@ -31,10 +32,13 @@ def table(signal: Signal, train: slice, share: float) -> pl.DataFrame:
 def mask(values: NDArray[np.float32], observed: Mask, used: pl.DataFrame) -> NDArray[np.int64]:
     """Mask series (t, n, c) that are not used in place; how many values of each channel that were."""
     out = ~used["used"].to_numpy().reshape(observed.shape[1:])
-    lost = observed.sum(axis=0)[out.nonzero()]
-    counts = np.bincount(out.nonzero()[1], lost, minlength=observed.shape[2]).astype(np.int64)
-    observed[:, out] = False
-    values[:, out] = 0
+    counts = np.zeros(observed.shape[2], np.int64)
+    for part in passes(len(values), out.size, values, observed) if out.any() else ():
+        there = observed[part] & out
+        if there.any():
+            counts += there.sum(axis=(0, 1))
+            values[part][there] = 0
+            observed[part][there] = False
     return counts
 
 

@@ -17,6 +17,8 @@ from stfm_pipeline.side_info.partners import located
 
 # More are names, not categories.
 MOST = 64
+# Numbers name airports and pubs alike: a point is the entity itself where it lies there as well, roundings aside.
+OWN_KM = 1.0
 
 
 def attributes(table: pl.DataFrame, rule: Join, stations: pl.DataFrame, scene: Scene) -> tuple[Joined, pl.DataFrame]:
@@ -88,13 +90,13 @@ def points_near(table: pl.DataFrame, rule: PointsNear, entities: pl.DataFrame) -
     for k in kinds:
         some = points.filter(kind=k)
         there, owner = places.on_sphere(some["lon"], some["lat"]), some["entity"]
-        # The entity's own point may be nearest.
-        index, km = places.nearest(here, there, 2)
-        own = owner.gather(index[:, 0].clip(0)).eq_missing(names).to_numpy()
-        out[f"{k}_nearest_m"] = _column(np.where(own, km[:, 1], km[:, 0]) * 1000, rows, len(entities))
-        mine = names.is_in(owner.drop_nulls().implode()).to_numpy().astype(np.int64)
+        # The entity's own point may be nearest, or lie at one place with others.
+        index, km = places.nearest(here, there, 3)
+        named = np.stack([owner.gather(i.clip(0)).eq_missing(names).to_numpy() for i in index.T], axis=1)
+        own = named & (km <= OWN_KM)
+        out[f"{k}_nearest_m"] = _column(np.where(own[:, 0], km[:, 1], km[:, 0]) * 1000, rows, len(entities))
         for radius in rule.radii_km:
-            count = places.count_within(here, there, radius) - mine
+            count = places.count_within(here, there, radius) - (own & (km <= radius)).any(axis=1)
             out[f"{k}_within_{radius:g}km"] = _column(count.astype(np.float64), rows, len(entities))
     return pl.DataFrame(out)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stfm_pipeline.backbones.simvp import Gate
 from stfm_pipeline.systems.simvp import SimVP
 from stfm_pipeline.tasks.forecasting import Inputs
 from stfm_pipeline.windows import Problem
@@ -141,3 +142,18 @@ def test_it_learns_where_the_wind_carries_a_field() -> None:
     optimum = fmean(1 - keep ** (2 * h) for h in (1, 2))
     assert optimum < error
     assert persistence - error > 0.9 * (persistence - optimum)
+
+
+def test_gradients_in_bf16_hold_nothing_that_memory_held_before() -> None:
+    torch.manual_seed(0)
+    gate = Gate(64, 9)
+    x = torch.randn(8, 64, 32, 32).contiguous(memory_format=torch.channels_last)
+    found = []
+    for left in (0.0, float("nan"), 1e30):
+        held = [torch.full((1 << k,), left) for k in range(10, 22)]
+        del held
+        gate.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            gate(x).float().square().mean().backward()
+        found.append([p.grad.clone() for p in gate.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))

@@ -6,7 +6,6 @@ import json
 
 # xarray loads eccodes, which brings a SQLite of its own, too old for MLflow; the first one loaded serves the process.
 import sqlite3  # noqa: F401
-import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stfm_pipeline.datasets.formats import projection
+from stfm_pipeline.datasets.formats import cf_gaps, projection
 from stfm_pipeline.datasets.formats.hdf import refuse_elsewhere
 from stfm_pipeline.errors import ContractError, SourceError
 
 if TYPE_CHECKING:
     from xarray import DataArray, Dataset
 
-REAL_CALENDARS = ("standard", "gregorian", "proleptic_gregorian")
 NAMES = {"y": ("latitude", "projection_y_coordinate", "grid_latitude"), "time": ("time",)}
 NAMES["x"] = ("longitude", "projection_x_coordinate", "grid_longitude")
 DEGREES = {"lon": ("east", "e"), "lat": ("north", "n")}
@@ -37,21 +35,20 @@ def open_cf(path: Path) -> Iterator[list[Dataset]]:
     """
     import xarray as xr
 
-    kept: dict[str, Any] = {"decode_times": False, "decode_timedelta": False}
     head = b"" if path.is_dir() else _head(path)
     if path.is_dir() or head.startswith(b"PK"):
-        with _zarr(path) as store, xr.open_zarr(store, chunks=None, **kept) as found:
-            yield [found]
+        with _zarr(path) as (store, old), xr.open_zarr(store, chunks=None, decode_cf=False) as found:
+            yield [cf_gaps.decoded(found, zarr_2=old)]
     elif head.startswith(b"\x89HDF"):
         import h5py
 
         with h5py.File(path, "r") as file:
             refuse_elsewhere(path, file)
-        with xr.open_dataset(path, engine="h5netcdf", **kept) as found:
-            yield [found]
+        with xr.open_dataset(path, engine="h5netcdf", decode_cf=False) as found:
+            yield [cf_gaps.decoded(found, netcdf=True)]
     elif head[:4] in (b"CDF\x01", b"CDF\x02"):
-        with xr.open_dataset(path, engine="scipy", **kept) as found:
-            yield [found]
+        with xr.open_dataset(path, engine="scipy", decode_cf=False) as found:
+            yield [cf_gaps.decoded(found, netcdf=True)]
     elif head.startswith(b"GRIB"):
         yield _grib(path)
     else:
@@ -70,20 +67,23 @@ def _head(path: Path) -> bytes:
 
 @contextmanager
 def _zarr(path: Path) -> Iterator[Any]:
-    """A store that can be read without running what it holds: Zarr knows a codec that unpickles."""
+    """A store that can be read without running what it holds, and whether it is in version 2 of the format.
+
+    Zarr knows a codec that unpickles.
+    """
     from zarr.storage import LocalStore, ZipStore
 
     listed = ".zarray", ".zmetadata", "zarr.json"
     if path.is_dir():
-        texts = [p.read_text() for name in listed for p in path.rglob(name)]
+        texts = {str(p): p.read_text() for name in listed for p in path.rglob(name)}
     else:
         with zipfile.ZipFile(path) as pack:
-            texts = [pack.read(n).decode() for n in pack.namelist() if n.rpartition("/")[2] in listed]
-    if any(_unpickles(json.loads(text)) for text in texts):
+            texts = {n: pack.read(n).decode() for n in pack.namelist() if n.rpartition("/")[2] in listed}
+    if any(_unpickles(json.loads(text)) for text in texts.values()):
         raise SourceError(f"{path.name} holds pickled objects, and reading them runs code", fix="write numbers alone")
     store = LocalStore(path, read_only=True) if path.is_dir() else ZipStore(path, mode="r")
     try:
-        yield store
+        yield store, any(name.endswith(".zarray") for name in texts)
     finally:
         store.close()
 
@@ -144,43 +144,6 @@ def degrees(variable: DataArray) -> str | None:
         f"degree{s}{_}{end}": k for k, ends in DEGREES.items() for end in ends for s in ("", "s") for _ in ("", "_")
     }
     return spelt.get(units) or spelt.get(units[:-1] + units[-1:].lower())
-
-
-def moments(path: Path, data: Dataset, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-    """Times of an axis in UTC microseconds, and the ends of the periods that its bounds state."""
-    axis = data[name]
-    calendar = str(axis.attrs.get("calendar", "standard")).lower()
-    if calendar not in REAL_CALENDARS:
-        raise ContractError(
-            f"{path.name} counts time by the calendar '{calendar}', whose days are not those of the real one",
-            expected="standard, gregorian or proleptic_gregorian",
-            fix="convert it to the standard calendar first, e.g. `ds.convert_calendar('standard', align_on='year')`",
-        )
-    if " since " not in str(axis.attrs.get("units", "")):
-        raise ContractError(
-            f"'{name}' of {path.name} says nowhere from when it counts",
-            expected="units such as 'hours since 1970-01-01'",
-            found=repr(axis.attrs.get("units")),
-            fix="set its units, or name the axis of times as `time`",
-        )
-    bounds = str(axis.attrs.get("bounds", ""))
-    ends = None
-    if bounds in data.variables and data[bounds].ndim == 2:
-        last = data[bounds][:, 1]
-        ends = _decoded(last.assign_attrs(units=axis.attrs["units"], calendar=calendar))
-    return _decoded(axis), ends
-
-
-def _decoded(axis: DataArray) -> NDArray[np.int64]:
-    import xarray as xr
-
-    with warnings.catch_warnings():
-        # That a fraction is finer than microseconds; it is rounded below.
-        warnings.simplefilter("ignore", xr.SerializationWarning)
-        found = xr.coders.CFDatetimeCoder(use_cftime=False, time_unit="us").decode(axis.variable).values
-    stamps = found.astype("datetime64[us]").astype(np.int64)
-    # A third of an hour has no exact floating point number: what rounding took must not make it the hour before.
-    return np.asarray((stamps + 500) // 1000 * 1000)
 
 
 def where(

@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 
-from stfm_pipeline.datasets.formats import cf
+from stfm_pipeline.datasets.formats import cf, cf_gaps, cf_times
 from stfm_pipeline.datasets.formats.base import (
     Box,
     Form,
@@ -210,7 +210,7 @@ class Gridded(Form):
         return rows[:: self.every], columns[:: self.every]
 
     def _times(self, table: str, path: Path, data: Dataset, axis: str, step: str) -> NDArray[np.int64]:
-        times, ends = cf.moments(path, data, axis)
+        times, ends = cf_times.moments(path, data, axis)
         if self.stamp == "bounds" and ends is not None:
             return ends - 1
         if self.stamp == "bounds":
@@ -274,12 +274,16 @@ def _fill(out: NDArray[Any], field: DataArray, layer: Layer) -> None:
     chunk = int(stored[0]) if stored and field.dims[0] == time else 1
     size = max(1, CELLS_AT_ONCE // max(out.shape[1], 1))
     size = -(-size // chunk) * chunk
+    low, high = cf_gaps.limits(field)
     lines = {y: _compact(layer.rows), x: _compact(layer.columns)}
     for i in range(0, len(out), size):
         part = field.isel({time: slice(i, i + size), **lines}).squeeze(
             [d for d in field.dims if d not in layer.axes], drop=True
         )
-        out[i : i + size] = part.transpose(time, y, x).values.reshape(-1, out.shape[1])
+        block = out[i : i + size]
+        block[:] = part.transpose(time, y, x).values.reshape(-1, out.shape[1])
+        if low > -np.inf or high < np.inf:
+            block[(block < low) | (block > high)] = np.nan
         release(out)
 
 
