@@ -132,7 +132,11 @@ class Study:
                 late = self.step + lag if join.availability == "past" else timedelta()
                 table = join.table
                 if table in other and other[table] is self.raw[table]:
-                    other[table] = self._noisy(table, self.raw[table], _known(self.raw[table], late) > moment)
+                    known = _known(self.raw[table], late)
+                    if table in self._told():
+                        # A plan that does not say when it was known always was.
+                        known = pl.col("known_at")
+                    other[table] = self._noisy(table, self.raw[table], known > moment)
             found = self._made(other, self.end, only=("enriched",))
             self._compare(promise, found, moment, fitted=moment >= self.trained, only=("enriched",))
             self._compare_plans(promise, found, moment)
@@ -204,6 +208,11 @@ class Study:
                         when = "" if until is None else f" before {until:%Y-%m-%dT%H:%MZ}"
                         promise.broken.setdefault(key, f"{differs}{when}")
 
+    def _told(self) -> set[str]:
+        """Tables of plans that say when they were known."""
+        plans = {j.table for j in self.dataset.spec.joins if j.availability == "ahead"}
+        return {t for t in plans if t in self.raw and "known_at" in self.raw[t].columns}
+
     def _compare_plans(self, promise: Promise, other: Held, moment: datetime) -> None:
         """What a window that begins at a moment is shown of plans that are made bit by bit."""
         if not all("ahead_lead" in lake.held["enriched"][1] for lake in (self.whole, other)):
@@ -224,8 +233,10 @@ class Study:
         plan, leads = (lake.read(stage, t).filter(coming).head(horizon) for t in ("ahead", "ahead_lead"))
         signal = Signal.from_frame(plan, names, columns)
         lead = leads["lead"].list.to_array(len(names) * len(columns)).to_numpy().reshape(signal.values.shape)
-        told = signal.observed & (lead >= np.arange(len(lead))[:, None, None])
-        return np.where(told, signal.values.astype(np.float64), np.nan)
+        seen = signal.observed & (lead >= np.arange(len(lead))[:, None, None])
+        told = {c for j in self.dataset.spec.joins if j.table in self._told() for c in j.columns}
+        some = [c in told for c in columns]
+        return np.where(seen, signal.values.astype(np.float64), np.nan)[..., some]
 
     def _noisy(self, table: str, frame: pl.DataFrame, late: pl.Expr) -> pl.DataFrame:
         """A raw table whose `late` rows hold other values in the same range, and others of them none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +21,7 @@ from stfm_pipeline.datasets.spec import Channel, Dataset, Facts, Join
 from stfm_pipeline.lake import Lake
 from stfm_pipeline.leaks import audit
 from stfm_pipeline.settings import Settings
+from stfm_pipeline.side_info import join
 from stfm_pipeline.stage import Result
 from stfm_pipeline.steps import STEPS
 from stfm_pipeline.tables import dense_observations
@@ -109,6 +111,32 @@ def test_a_lag_is_part_of_when_a_row_is_known(
     for step in STEPS:
         assert road.materialize("synthetic", step, lake, settings).stage is not None
     assert broken(audit("synthetic", lake, settings)) == {}
+
+
+@pytest.mark.parametrize("more", [0, 1, 1000])
+def test_a_plan_that_is_shown_before_it_was_known_is_found(
+    lake: Lake,
+    settings: Settings,
+    add_dataset: Callable[[Dataset], Dataset],
+    monkeypatch: pytest.MonkeyPatch,
+    more: int,
+) -> None:
+    sound = make_dataset()
+
+    def read(files: Any) -> dict[str, pl.DataFrame]:
+        raw = tables()
+        issued = pl.when(pl.int_range(pl.len()) % 50 != 0).then(pl.col("time") - pl.duration(hours=3))
+        return raw | {"plan": raw["plan"].with_columns(known_at=issued)}
+
+    plan = Join(table="plan", columns=("planned",), availability="ahead")
+    spec = sound.spec.model_copy(update={"joins": (sound.spec.joins[0], plan)})
+    add_dataset(Dataset(spec=spec, read=read, module=sound.module))
+    for step in STEPS:
+        assert road.materialize("synthetic", step, lake, settings).stage is not None
+    known = join.planned
+    monkeypatch.setattr(join, "planned", lambda *a: replace(k := known(*a), lead=k.lead + np.int16(more)))
+    found = broken(audit("synthetic", lake, settings))
+    assert [*found.get(PROMISES[1], {})] == (["enriched.ahead as a window sees it"] if more else [])
 
 
 def test_a_dataset_that_goes_on_keeps_its_split_in_the_audit(lake: Lake, settings: Settings) -> None:
