@@ -6,52 +6,26 @@ import json
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 import xarray as xr
 from fixtures import foreign
+from fixtures.foreign import START
+from fixtures.foreign import read_grid as read
 
-from stfm_pipeline.datasets.formats import read_tables
 from stfm_pipeline.datasets.formats.gridded import Gridded
 from stfm_pipeline.datasets.formats.projection import places
 from stfm_pipeline.datasets.formats.units import same_unit
-from stfm_pipeline.datasets.spec import DatasetSpec, RawTables
 from stfm_pipeline.errors import ContractError, SourceError
 from stfm_pipeline.tables import dense_values, grid_of
-
-START = datetime(1900, 1, 1, tzinfo=UTC) + timedelta(hours=1_000_000)
 
 
 @pytest.fixture(autouse=True)
 def read_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process for each file takes a second; that it reads the same is tested in tests/faults/test_fuzz.py."""
     monkeypatch.setattr(Gridded, "fragile", lambda form, files: False)
-
-
-def spec(unit: str = "K", step: str = "1h", channels: tuple[str, ...] = ("temp",), **form: Any) -> DatasetSpec:
-    form = {"format": "gridded", "columns": {"temp": "t2m"}, **form}
-    return DatasetSpec.model_validate(
-        {
-            "name": "x",
-            "title": "x",
-            "kind": "grid",
-            "licence": "none",
-            "zone": "UTC",
-            "channels": [{"name": c, "unit": unit} for c in channels],
-            "seasons": [4],
-            "harmonize": {"step": step},
-            "task": {"look_back": 3, "horizon": 1},
-            "tables": {"observations": form},
-        }
-    )
-
-
-def read(folder: Path, **form: Any) -> RawTables:
-    found = spec(**form)
-    return read_tables(found.tables, {p.name: p for p in folder.iterdir()}, found.scene())
 
 
 @pytest.mark.parametrize("packed", [False, True])

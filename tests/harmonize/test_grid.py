@@ -12,7 +12,7 @@ import pytest
 from stfm_pipeline.datasets.spec import DatasetSpec
 from stfm_pipeline.errors import ContractError
 from stfm_pipeline.harmonize.run import check_raw, harmonize
-from stfm_pipeline.tables import dense_observations
+from stfm_pipeline.tables import Signal, dense_observations
 
 STEPS = 30
 
@@ -54,6 +54,10 @@ def test_cells_that_training_never_saw_are_counted() -> None:
     assert found.facts["parts"]["train"] == [0, 18]
     assert found.facts["never_observed"] == 3, "the last one is seen after the training part alone"
     assert found.facts["grid"] == [2, 3]
+    observed = Signal.from_frame(found.frame("signal"), found.frame("entities")["entity"].to_list(), ["v"]).observed
+    assert not observed[:, [1, 4, 5]].any(), "land stays masked, whatever a later step says"
+    assert observed[:, [0, 2, 3]].all()
+    assert found.facts["masked"]["v"]["few_observed"] == len(observed) - 18
 
 
 def test_two_cells_at_one_place_are_refused() -> None:

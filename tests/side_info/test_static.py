@@ -107,6 +107,18 @@ def test_points_are_counted_around_each_entity_and_its_own_is_not_near_it() -> N
     assert (d["airport_within_50km"], d["airport_nearest_m"] > 6e6) == (0, True)
 
 
+def test_a_point_that_only_shares_a_name_with_an_entity_is_a_point_like_others() -> None:
+    entities = pl.DataFrame({"entity": ["1", "2"], "lon": [8.0, 9.0], "lat": [47.0, 47.0]})
+    pubs = pl.DataFrame({"entity": ["1", "2", "9"], "lon": [8.1, 8.101, 9.0], "lat": [47.0, 47.0, 47.001]})
+    found = points_near(pubs, PointsNear(table="pubs", radii_km=(5.0, 20.0)), entities)
+    assert found["pubs_within_5km"].to_list() == [0, 1]
+    assert found["pubs_within_20km"].to_list() == [2, 1]
+    assert found["pubs_nearest_m"][0] == pytest.approx(7_584, abs=20)
+    own = pubs.with_columns(lon=pl.Series([8.0, 8.1, 8.0]), lat=pl.Series([47.0, 47.0, 47.0]))
+    beside = points_near(own, PointsNear(table="pubs", radii_km=(5.0,)), entities)
+    assert (beside["pubs_within_5km"][0], beside["pubs_nearest_m"][0]) == (1, 0), "its own is one of two at its place"
+
+
 def test_points_of_no_category_and_those_left_out() -> None:
     near = PointsNear(table="poi", category="kind", only=("school",))
     assert enriched(joins=(), poi=(near,)).facts["static"] == ["school_nearest_m"]

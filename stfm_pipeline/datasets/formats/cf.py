@@ -6,6 +6,7 @@ import json
 
 # xarray loads eccodes, which brings a SQLite of its own, too old for MLflow; the first one loaded serves the process.
 import sqlite3  # noqa: F401
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,8 +38,13 @@ def open_cf(path: Path) -> Iterator[list[Dataset]]:
 
     head = b"" if path.is_dir() else _head(path)
     if path.is_dir() or head.startswith(b"PK"):
-        with _zarr(path) as (store, old), xr.open_zarr(store, chunks=None, decode_cf=False) as found:
-            yield [cf_gaps.decoded(found, zarr_2=old)]
+        with _zarr(path) as (store, old):
+            with warnings.catch_warnings():
+                # That a store keeps its description in many files: it is read once.
+                warnings.simplefilter("ignore", RuntimeWarning)
+                found = xr.open_zarr(store, chunks=None, decode_cf=False)
+            with found:
+                yield [cf_gaps.decoded(found, zarr_2=old)]
     elif head.startswith(b"\x89HDF"):
         import h5py
 

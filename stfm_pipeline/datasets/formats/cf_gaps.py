@@ -59,8 +59,8 @@ def limits(field: DataArray) -> tuple[float, float]:
         return -np.inf, np.inf
     ends = ends.astype(np.float64)
     # Values are in single precision, the limits may be in double.
-    slack = 1e-6 * np.abs(ends)
+    slack = 1e-6 * max(np.abs(ends[np.isfinite(ends)]), default=0.0)
     if any(k in stored for k in PACKING) and not kinds & {"f"}:
         scale, offset = (float(stored.get(k, usual)) for k, usual in zip(PACKING, (1, 0), strict=True))
-        ends, slack = ends * scale + offset, np.full(2, abs(scale) / 2)
-    return float(np.min(ends - slack)), float(np.max(ends + slack))
+        ends, slack = ends * scale + offset, abs(scale) / 2
+    return float(ends.min() - slack), float(ends.max() + slack)
