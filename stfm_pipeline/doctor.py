@@ -11,7 +11,7 @@ from typing import Any
 from stfm_pipeline.settings import Settings, project_root
 
 NEEDED = ("polars", "deltalake", "duckdb", "mlflow", "torch", "lightning", "torch-geometric", "unearth")
-EXTRAS = {"pipeline": "dagster", "lm": "transformers", "video": "av", "ray": "ray", "dev": "pytest"}
+EXTRAS = {"pipeline": "dagster", "lm": "transformers", "grib": "cfgrib", "video": "av", "ray": "ray", "dev": "pytest"}
 
 
 def examine(settings: Settings) -> list[dict[str, Any]]:

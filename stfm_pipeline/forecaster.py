@@ -20,6 +20,8 @@ from stfm_pipeline.windows import Problem, Window
 
 FORMAT = 2
 OWN_CODE = "system.py"
+# Scaling there and back leaves a 0 at about 1e-7 of a deviation.
+ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ def in_data_units(standard: Float[Tensor, "*t n c"], problem: Problem) -> Float[
     """Standardised values as they were measured."""
     std = problem.tensors["std"]
     values = standard * std + problem.tensors["mean"]
-    # Scaling there and back leaves a 0 at about 1e-7 of a deviation; metrics ask for exact zeros.
-    return torch.where(values.abs() < 1e-5 * std, 0.0, values)
+    # Metrics ask for exact zeros.
+    return torch.where(values.abs() < ROUNDING * std, 0.0, values)
 
 
 def truth(window: Window, problem: Problem) -> tuple[Tensor, Tensor]:

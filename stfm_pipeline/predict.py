@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from stfm_pipeline.embed import temporal
 from stfm_pipeline.errors import FrameError
+from stfm_pipeline.forecaster import ROUNDING
 from stfm_pipeline.tables import to_utc
 from stfm_pipeline.windows import CALENDAR, Window, code_categories, standardize
 
@@ -132,9 +133,10 @@ def _accepted(rows: pl.DataFrame, problem: Problem) -> pl.DataFrame:
         beyond[channel] = pl.any_horizontal(value < least, value > most).fill_null(value=False) & ~coded[channel]
     counts = rows.select(pl.col(c).filter(out).count() for c, out in beyond.items())
     for channel in [c for c in counts.columns if counts[c].item()]:
-        text = "%d of %d values of '%s' lie outside their range, %s to %s, and count as unobserved"
         low, high, _ = problem.accepted[problem.channels.index(channel)]
-        log.warning(text, counts[channel].item(), rows[channel].count(), channel, low, high)
+        bounds = " or ".join(f"{w} {v:g}" for w, v in (("below", low), ("above", high)) if v is not None)
+        text = "%d of %d values of '%s' are %s and count as unobserved"
+        log.warning(text, counts[channel].item(), rows[channel].count(), channel, bounds)
     return rows.with_columns(pl.when(~(beyond[c] | coded[c])).then(c).alias(c) for c in beyond)
 
 
@@ -352,6 +354,8 @@ def frame_of(panel: Panel, origin: int, entities: tuple[str, ...] | None = None)
         values: torch.Tensor, observed: torch.Tensor, mean: str, std: str, k: int, keep: np.ndarray[Any, Any]
     ) -> pl.Series:
         data = values[steps][:, nodes, k] * tensors[std][nodes, k] + tensors[mean][nodes, k]
+        # What scaling there and back leaves of a 0 would be a count below 0.
+        data = torch.where(data.abs() < ROUNDING * tensors[std][nodes, k], 0.0, data)
         seen = observed[steps][:, nodes, k].numpy() & keep[:, None]
         return pl.Series(np.where(seen, data.numpy(), np.nan).T.ravel().astype(np.float64)).fill_nan(None)
 
@@ -359,7 +363,8 @@ def frame_of(panel: Panel, origin: int, entities: tuple[str, ...] | None = None)
     past = np.array([s < origin for s in steps])
     every = np.ones(len(steps), np.bool_)
     for k, name in enumerate(p.channels):
-        columns[name] = column(a.values, a.observed, "mean", "std", k, past)
+        low, high, _ = p.accepted[k] if p.accepted else (None, None, ())
+        columns[name] = column(a.values, a.observed, "mean", "std", k, past).clip(low, high)
     for k, name in enumerate(p.past):
         columns[name] = column(a.past, a.past_observed, "past_mean", "past_std", k, past)
     for k, name in enumerate(p.ahead):

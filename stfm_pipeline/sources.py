@@ -437,7 +437,8 @@ def _download(client: Any, url: str, part: Path, source: PypiSource | HttpSource
                 raise SourceError(
                     f"could not download {_label(source)}",
                     found=_first_line(error),
-                    fix="check the network; what came so far is kept and the next try goes on from there",
+                    fix="check the network; what came so far is kept and the next try goes on from there. Or name a "
+                    "folder that holds the file with STFM_DATA",
                 ) from error
             time.sleep(min(0.2 * 2**attempt, 5))
 

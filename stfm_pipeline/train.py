@@ -356,6 +356,8 @@ def _drive(
         dirpath=folder, filename="last", monitor=None, save_top_k=1, enable_version_counter=False, every_n_epochs=1
     )
     curve = Curve(f"{panel.problem.dataset} {system.name} seed {seed}", report)
+    if last.is_dir():
+        log.info("%s goes on from its last checkpoint", curve.name)
     bars: list[Callback] = []
     if terminal:
         from lightning.pytorch.callbacks import RichProgressBar

@@ -133,6 +133,15 @@ def test_a_gap_is_unobserved_for_measurements_and_zero_for_counts(model: Forecas
     assert model.predict(dropped.drop(side)).equals(model.predict(spelled.drop(side)))
 
 
+def test_the_example_frame_holds_what_was_measured(
+    model: Forecaster, frame: pl.DataFrame, caplog: pytest.LogCaptureFixture
+) -> None:
+    counts = frame["count"].drop_nulls()
+    assert counts.min() == 0, "and nothing a hair below"
+    model.predict(frame)
+    assert caplog.messages == []
+
+
 def test_an_empty_row_of_a_count_is_no_zero_and_the_window_is_that_of_the_data(
     model: Forecaster, panel: Panel, frame: pl.DataFrame
 ) -> None:
@@ -170,7 +179,7 @@ def test_codes_and_values_beyond_the_range_are_masked_as_in_the_data(
     for value, said in ((-99.0, 0), (5000.0, 1), (-5000.0, 2)):
         assert model.predict(frame.with_columns(level=pl.when(some).then(value).otherwise("level"))).equals(empty)
         assert len(caplog.records) == said, "a code is expected, a stray is named"
-    assert "of 'level' lie outside their range, -1000.0 to 1000.0, and count as unobserved" in caplog.messages[-1]
+    assert "of 'level' are below -1000 or above 1000 and count as unobserved" in caplog.messages[-1]
 
 
 def test_a_series_that_training_did_not_use_is_not_used_for_forecasts(model: Forecaster, frame: pl.DataFrame) -> None:

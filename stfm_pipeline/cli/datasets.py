@@ -54,12 +54,13 @@ def datasets_show(name: str, as_json: Json = False) -> None:
     from stfm_pipeline.datasets.catalog import get_dataset
     from stfm_pipeline.pages.base import write
     from stfm_pipeline.pages.dataset import dataset_page
+    from stfm_pipeline.steps import STEPS
 
     spec = get_dataset(name).spec
     settings, lake = open_lake()
     page = dataset_page(spec, lake)
     path = write(page.html, settings.root / "reports" / name / "dataset.html")
-    stages = sorted(lake.stages(name), key=lambda s: s.published_at)
+    stages = sorted(lake.stages(name), key=lambda s: (s.published_at, [*STEPS, s.name].index(s.name)))
     if as_json:
         facts = {s.name: {"version": s.version, "published_at": s.published_at, "facts": s.facts} for s in stages}
         emit({**spec.model_dump(mode="json"), "stages": facts, "measured": page.numbers, "page": path})

@@ -36,7 +36,7 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Forecast from a long frame `unique_id, ds, <channels>`; intervals come along."""
-    from stfm_pipeline.console import emit
+    from stfm_pipeline.console import emit, say
     from stfm_pipeline.registry import load_model
 
     settings, lake = open_lake()
@@ -48,6 +48,7 @@ def predict(
         get_dataset(model)
         panel = load_panel(lake, model, settings.cache)
         _write_frame(frame_of(panel, int(panel.origins("test")[-1])), example)
+        say(f"wrote {example}")
         return
     if source is None:
         raise UsageError("no input", fix="--input FILE, or --example FILE to get one to try with")

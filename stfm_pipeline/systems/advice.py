@@ -169,7 +169,7 @@ def _reason(system: System, spec: DatasetSpec, facts: Facts | None) -> str:
     if facts is None:
         return f"fits {spec.kind} data; models {sees}"
     if system.branch == "baseline":
-        return _simple_reason(system, facts)
+        return _simple_reason(system, facts, spec.task.look_back)
     gain, noise = facts.mean("neighbour_gain"), facts.mean("neighbour_noise")
     spatial = system.dependencies != "temporal"
     if gain is None or noise is None:
@@ -193,7 +193,7 @@ def _reason(system: System, spec: DatasetSpec, facts: Facts | None) -> str:
     return "; ".join(parts)
 
 
-def _simple_reason(system: System, facts: Facts) -> str:
+def _simple_reason(system: System, facts: Facts, look_back: int) -> str:
     simple = facts.simple()
     if system.name not in simple:
         return "a baseline, not among the simple forecasts measured here"
@@ -206,6 +206,8 @@ def _simple_reason(system: System, facts: Facts) -> str:
         text += f", {simple[system.name] / simple[best] - 1:.0%} above {best}"
     if (system.backbone == CLIMATOLOGY or system.name in SEASONAL) and facts.season is not None:
         text += f"; season of {facts.season['steps']} steps, strength {facts.season['strength']:.2f}"
+        if system.name == "seasonal-naive" and facts.season["steps"] > look_back:
+            text += f", longer than the look-back of {look_back}: it repeats the last value"
     return text
 
 

@@ -60,7 +60,7 @@ def fields(d: Loaded, most: int) -> dict[str, Any]:
         drawn = [_map(d, sheet, title, pixels, never[:, k]) for title, pixels in maps]
         rows.append({"maps": drawn, "scale": _scale(low, high, channel.unit)})
     land = int(never.all(axis=1).sum())
-    notes = [sheet.said, f"Grey is land: {land:,} cells that are never observed." if land else ""]
+    notes = [sheet.said, f"Grey is land: {land:,} cells without a value in any channel." if land else ""]
     return {"rows": rows, "notes": [n for n in notes if n], "land": land}
 
 
