@@ -97,7 +97,7 @@ def test_north_is_up_and_land_is_land(southwards: bool, add_dataset: Add, lake: 
     assert share[drawn == HALF][0][3] == round(40 + 215 / 2)
     assert share[drawn == 0][0][3] == 255
     assert tuple(scale[0, -1]) == tuple(matplotlib.colormaps["viridis"](1.0, bytes=True))
-    assert "1 cells that are never observed" in html
+    assert "1 cells without a value in any channel" in html
     assert "longitude" in html
     assert "own rows and columns" not in html
     spatial = lake.read(lake.require("fields", "embedded"), "spatial")["patch"].to_numpy()
