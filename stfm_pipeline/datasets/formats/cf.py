@@ -9,7 +9,7 @@ import sqlite3  # noqa: F401
 import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +91,9 @@ def _zarr(path: Path) -> Iterator[Any]:
     try:
         yield store, any(name.endswith(".zarray") for name in texts)
     finally:
-        store.close()
+        # A zip that was never opened has nothing to close, and says so in its own way.
+        with suppress(AttributeError):
+            store.close()
 
 
 def _unpickles(found: Any) -> bool:
