@@ -44,7 +44,7 @@ def evaluation_plan(name: str, trained: Trained) -> Plan:
     """What an evaluation would be made from: every system trained on the current data."""
     inputs = {t.name: t.data_version for _, t in trained}
     spec = get_dataset(name).spec
-    made_of = ("stfm_pipeline.evaluate", "stfm_pipeline.forecaster", "stfm_pipeline.windows", "stfm_pipeline.truth")
+    made_of = tuple(f"stfm_pipeline.{m}" for m in ("evaluate", "forecaster", "origins", "windows", "truth"))
     code = code_version(*made_of)
     return Plan(fingerprint({"task": spec.task.model_dump(), "title": spec.title}, code, inputs), inputs)
 

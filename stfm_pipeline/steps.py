@@ -355,7 +355,13 @@ STEPS: dict[str, Step] = {
             "Regular in time, in data units, with a mask instead of holes; the split is frozen and scalers are fitted "
             "on its training part.",
             ("raw",),
-            (*GROUND, "stfm_pipeline.harmonize", "stfm_pipeline.datasets.formats.base", "stfm_pipeline.datasets.rules"),
+            (
+                *GROUND,
+                "stfm_pipeline.harmonize",
+                "stfm_pipeline.datasets.formats.base",
+                "stfm_pipeline.datasets.rules",
+                "stfm_pipeline.origins",
+            ),
             _harmonized_config,
             _harmonized,
             _more_harmonized,

@@ -31,6 +31,7 @@ log = logging.getLogger("stfm")
 WARM, SCRATCH = "warm", "scratch"
 TABLES = ("harmonized", "embedded", "enriched")
 TRAINING_CODE = (
+    "stfm_pipeline.origins",
     "stfm_pipeline.windows",
     "stfm_pipeline.tasks",
     "stfm_pipeline.backbones",

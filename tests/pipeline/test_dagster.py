@@ -130,7 +130,7 @@ def test_a_run_publishes_with_metadata_checks_and_a_picture(
         assert str(metadata["picture"].value).startswith("![")
         assert lake.stage("synthetic", name) is not None
     evaluations = result.get_asset_check_evaluations()
-    assert len(evaluations) == 20
+    assert len(evaluations) == 21
     assert all(e.passed for e in evaluations)
     again = run(instance, DATA)
     assert again.success
