@@ -39,10 +39,10 @@ def gaps(d: Loaded, most: int = 10) -> list[dict[str, Any]]:
     """The longest gap of each series, longest first, with the share that the series misses in all; land is no gap."""
     t, n, c = d.shape
     observed = d.signal.observed.reshape(t, n * c)
-    there = np.ones(n, np.bool_) if d.spec.kind != "grid" else d.signal.observed.any(axis=(0, 2))
+    there = observed.any(axis=0) | (d.spec.kind != "grid")
     blocks = [longest_run(~observed[:, i : i + SERIES_AT_ONCE]) for i in range(0, n * c, SERIES_AT_ONCE)]
     length, start = (np.concatenate(a) for a in zip(*blocks, strict=True))
-    length = length * np.repeat(there, c)
+    length = length * there
     worst = [int(i) for i in np.lexsort((start, -length))[:most] if length[i]]
     lacks = 1 - observed[:, worst].mean(axis=0)
     return [

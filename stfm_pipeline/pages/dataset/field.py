@@ -21,6 +21,7 @@ LOW, HIGH = 0.02, 0.98
 WIDEST, NARROWEST, FLAT = 6.0, 0.6, 3.0
 BAR = 14
 GOLDEN_ANGLE = 137.508
+TOLD_APART = 600
 Floats = NDArray[np.float64]
 
 
@@ -64,8 +65,10 @@ def fields(d: Loaded, most: int) -> dict[str, Any]:
     return {"rows": rows, "notes": [n for n in notes if n], "land": land}
 
 
-def patches(d: Loaded, patch: NDArray[np.int64]) -> Markup:
-    """The patches of a grid, each in its own tone."""
+def patches(d: Loaded, patch: NDArray[np.int64]) -> Markup | None:
+    """The patches of a grid, each in its own tone; None where there are more than an eye tells apart."""
+    if len(np.unique(patch)) > TOLD_APART:
+        return None
     pixels = np.array([_tone(int(p)) for p in patch], np.uint8)
     title = f"Map: {len(patch):,} cells in {len(np.unique(patch)):,} patches"
     return _map(d, _sheet(d), title, pixels, np.zeros(len(patch), np.bool_))

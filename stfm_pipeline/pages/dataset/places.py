@@ -64,9 +64,12 @@ def places(d: Loaded, lake: Lake) -> dict[str, Any]:
 def _of_grid(d: Loaded, cut: bool, patch: NDArray[np.int64]) -> dict[str, Any]:
     """Cells are pixels; no edges are drawn between them."""
     notes = [] if cut else [f"Patches come with `stfm run {d.spec.name} --until embedded`."]
+    chart = field.patches(d, patch) if cut else None
+    if cut and chart is None:
+        notes = [f"There are {len(np.unique(patch)):,} spatial patches, more than a map can tell apart."]
     return {
         "notes": notes,
-        "chart": field.patches(d, patch) if cut else None,
+        "chart": chart,
         "patches": _patches(list(d.signal.entities), patch) if cut else [],
         "linked": 0,
         "framed": False,
