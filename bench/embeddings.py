@@ -72,7 +72,7 @@ class Anew(Panel):
         self, origins: Tensor, size: int, needs: tuple[str, ...] = (), eyes: Problem | None = None
     ) -> Iterator[tuple[Tensor, Window]]:
         assert self.made is not None
-        if self.made.modules:
+        if self.made.modules and int(origins.min()) < self.parts["val"].start:
             self.made.of_entities(self.problem)
         for chunk, window in super().batches(origins, size, needs, eyes):
             yield chunk, replace(window, calendar=self.calendar(chunk))
@@ -130,6 +130,7 @@ def main(quick: bool) -> None:
     )
     line("an epoch with embeddings made anew / with stored ones", f"{made / kept:.1f}", "above 1", made > kept)
     same = all(
-        a[2] == b[2] and all(torch.equal(a[1][k], b[1][k]) for k in a[1]) for a, b in runs if a[1].keys() == b[1].keys()
+        a[2] == b[2] and a[1].keys() == b[1].keys() and all(torch.equal(a[1][k], b[1][k]) for k in a[1])
+        for a, b in runs
     )
     line("losses and weights of both", "equal" if same else "differ", "equal, bit for bit", same)

@@ -149,8 +149,8 @@ class Study:
             before = pl.col("time").is_null() | (pl.col("time") < moment)
             other = {t: f.filter(before) if "time" in f.columns else f for t, f in self.raw.items()}
             rest = (moment - self.start) // self.step - self.train_steps
-            horizon = self.dataset.spec.task.horizon
-            widths = [self.train_steps, horizon, 0, rest - horizon]
+            first = self.dataset.spec.task.clip or self.dataset.spec.task.horizon
+            widths = [self.train_steps, first, 0, rest - first]
             self._compare(promise, self._made(other, moment, widths), moment, fitted=True, but=("split",))
         return promise
 
@@ -159,8 +159,9 @@ class Study:
 
     def _after(self, share: float) -> datetime:
         """A moment in what follows the training part, far enough in for two parts of one window each."""
-        rest = (self.end - self.trained) // self.step
-        return self._step(self.train_steps + max(2 * self.dataset.spec.task.horizon, round(share * rest)))
+        rest, clip = (self.end - self.trained) // self.step, self.dataset.spec.task.clip
+        later = max(2 * (clip or self.dataset.spec.task.horizon), round(share * rest))
+        return self._step(self.train_steps + later // (clip or 1) * (clip or 1))
 
     def _made(self, raw: Frames, end: datetime, widths: list[int] | None = None, only: tuple[str, ...] = ()) -> Held:
         """The stages of these raw tables on a clock up to `end`; those not in `only` are the dataset's own."""

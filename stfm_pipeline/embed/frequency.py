@@ -49,7 +49,9 @@ def _strongest(values: Any, observed: Any, k: int, length: int) -> tuple[Any, An
     around = np.where(observed, values - mean, 0).reshape(-1, length, *values.shape[1:])
     power = (np.abs(np.fft.rfft(around, axis=1)[:, 1:]) ** 2).mean(axis=0)
     total = power.sum(axis=0)
-    share = power / np.where(total > 0, total, 1)
+    # What a Fourier transform leaves of clips that are constant, each by itself, is rounding.
+    varies = total > 1e-20 * length**2 * (around**2).mean(axis=(0, 1))
+    share = np.where(varies, power / np.where(varies, total, 1), 0)
     if 0 < k < len(share):
         # Only the k largest need to be in order; of equal shares the longer period comes first.
         near = np.sort(np.argpartition(-share, k - 1, axis=0)[:k], axis=0)
@@ -102,6 +104,7 @@ def _welch(values: Any, observed: Any, length: int, overlap: int, rate: float, e
     # What single precision leaves of a constant is not variation.
     varies = (around**2).mean(axis=0) > 1e-12 * mean**2
     found = welch(around, rate, nperseg=length, noverlap=overlap, axis=0)[1] / np.maximum(share, 1e-9)
+    varies &= found.sum(axis=0) * rate / length > 1e-12 * (around**2).mean(axis=0)
     means = np.add.reduceat(found[: edges[-1]], edges[:-1], axis=0) / np.diff(edges)[:, None, None]
     with np.errstate(divide="ignore"):
         level = np.log10(means)

@@ -90,15 +90,25 @@ def points_near(table: pl.DataFrame, rule: PointsNear, entities: pl.DataFrame) -
     for k in kinds:
         some = points.filter(kind=k)
         there, owner = places.on_sphere(some["lon"], some["lat"]), some["entity"]
-        # The entity's own point may be nearest, or lie at one place with others.
-        index, km = places.nearest(here, there, 3)
-        named = np.stack([owner.gather(i.clip(0)).eq_missing(names).to_numpy() for i in index.T], axis=1)
-        own = named & (km <= OWN_KM)
-        out[f"{k}_nearest_m"] = _column(np.where(own[:, 0], km[:, 1], km[:, 0]) * 1000, rows, len(entities))
+        i, j, away = _own(names, owner, here, there)
+        # One more than the entity's own points, so that one of them is another.
+        index, km = places.nearest(here, there, 1 + int(np.bincount(i).max(initial=0)))
+        mine = np.isin(np.arange(len(here))[:, None] * len(there) + index, i * len(there) + j)
+        out[f"{k}_nearest_m"] = _column(np.where(mine, np.inf, km).min(axis=1) * 1000, rows, len(entities))
         for radius in rule.radii_km:
-            count = places.count_within(here, there, radius) - (own & (km <= radius)).any(axis=1)
+            count = places.count_within(here, there, radius) - np.bincount(i[away <= radius], minlength=len(here))
             out[f"{k}_within_{radius:g}km"] = _column(count.astype(np.float64), rows, len(entities))
     return pl.DataFrame(out)
+
+
+def _own(names: pl.Series, owner: pl.Series, here: places.Array, there: places.Array) -> tuple[Any, Any, Any]:
+    """Entity, point and km of the points that are the entity itself."""
+    entities = pl.DataFrame({"name": names}).with_row_index("i")
+    pairs = entities.join(pl.DataFrame({"name": owner}).with_row_index("j"), on="name")
+    i, j = (pairs[k].to_numpy().astype(np.int64) for k in "ij")
+    km = places.km_of(np.linalg.norm(here[i] - there[j], axis=1))
+    near = km <= OWN_KM
+    return i[near], j[near], km[near]
 
 
 def _column(values: Any, rows: Any, n: int) -> pl.Series:

@@ -48,6 +48,14 @@ def test_cells_that_nobody_wrote_are_missing(suffix: str, kind: str, left: float
     assert np.array_equal(found[3], known[3].ravel())
 
 
+def test_wide_integers_that_nobody_wrote_are_missing(tmp_path: Path) -> None:
+    data = foreign.field()
+    known = np.nan_to_num(data["t2m"].values, nan=281.0).round().astype(np.int64)
+    known[2, 0, 0] = -9223372036854775806
+    written(data.assign(t2m=data["t2m"].copy(data=known)), tmp_path / "a.nc4")
+    assert np.argwhere(np.isnan(values(tmp_path, "a.nc4"))).tolist() == [[2, 0]]
+
+
 def test_a_missing_value_beside_a_fill_value_is_missing_too(tmp_path: Path) -> None:
     data = foreign.field(missing_value=np.float32(-99))
     known = np.nan_to_num(data["t2m"].values, nan=281.0)
@@ -62,6 +70,7 @@ def test_a_missing_value_beside_a_fill_value_is_missing_too(tmp_path: Path) -> N
         {"valid_range": np.array([270, 290], np.float32)},
         {"valid_min": np.float32(270), "valid_max": np.float32(290)},
         {"valid_max": np.float64(290)},
+        {"valid_range": np.array([270, 290], np.float64)},
     ],
 )
 def test_what_lies_outside_the_valid_range_is_missing(stated: dict[str, Any], tmp_path: Path) -> None:
@@ -73,7 +82,7 @@ def test_what_lies_outside_the_valid_range_is_missing(stated: dict[str, Any], tm
 
 
 @pytest.mark.parametrize(
-    "limits", [np.array([-160, 80], np.int16), np.array([270, 285], np.float32)], ids=["packed", "unpacked"]
+    "limits", [np.array([-160, 80], np.int16), np.array([270, 285], np.float64)], ids=["packed", "unpacked"]
 )
 def test_limits_of_packed_values_are_told_by_their_type(limits: Any, tmp_path: Path) -> None:
     data = foreign.field(valid_range=limits)
@@ -81,6 +90,15 @@ def test_limits_of_packed_values_are_told_by_their_type(limits: Any, tmp_path: P
     written(data, tmp_path / "a.nc4", **kept)
     known = data["t2m"].values.reshape(8, 12)
     assert np.array_equal(values(tmp_path, "a.nc4"), np.where(known <= 285, known, np.nan), equal_nan=True)
+
+
+@pytest.mark.parametrize("high", [np.finfo(np.float32).max, np.finfo(np.float64).max, 1e12])
+def test_an_upper_limit_that_is_none_loosens_no_lower_one(high: float, tmp_path: Path) -> None:
+    data = foreign.field(valid_range=np.array([0, high]))
+    known = np.nan_to_num(data["t2m"].values, nan=281.0)
+    known[0, 0, :2] = -9999, -1
+    written(data.assign(t2m=data["t2m"].copy(data=known)), tmp_path / "a.nc4")
+    assert np.argwhere(np.isnan(values(tmp_path, "a.nc4"))).tolist() == [[0, 0], [0, 1]]
 
 
 @pytest.mark.parametrize("limits", [np.array([1.0, 2, 3]), "about 20", np.array([270.0])])
@@ -132,11 +150,11 @@ def test_times_in_the_julian_calendar_are_refused(tmp_path: Path) -> None:
         read(tmp_path, file="a.nc4", step="1d")
 
 
-@pytest.mark.parametrize("minutes", [60, 15])
-def test_days_in_single_precision_are_the_moments_that_they_stand_for(minutes: int, tmp_path: Path) -> None:
-    data = foreign.field(steps=60, since="days since 1900-01-01")
-    days = (1_000_000 / 24 + np.arange(60) * minutes / 1440).astype(np.float32)
-    written(data.assign_coords(time=data["time"].copy(data=days)), tmp_path / "a.nc4")
+@pytest.mark.parametrize(("minutes", "unit"), [(60, 1440), (15, 1440), (20, 60), (10, 60)])
+def test_times_in_single_precision_are_the_moments_that_they_stand_for(minutes: int, unit: int, tmp_path: Path) -> None:
+    data = foreign.field(steps=60, since=f"{'days' if unit == 1440 else 'hours'} since 1900-01-01")
+    counted = ((60_000_000 + np.arange(60) * minutes) / unit).astype(np.float32)
+    written(data.assign_coords(time=data["time"].copy(data=counted)), tmp_path / "a.nc4")
     assert read(tmp_path, file="a.nc4", step="5m")["observations"]["time"].to_list() == [
         START + timedelta(minutes=minutes * k) for k in range(60)
     ]

@@ -366,6 +366,13 @@ def test_what_lands_after_the_split_only_lengthens_the_calendar() -> None:
         assert first.frame(table).equals(whole.frame(table)), table
 
 
+def test_clips_that_are_constant_each_by_itself_do_not_swing() -> None:
+    values = np.repeat(np.array([0.1, 0.7, 0.3, 0.9], np.float32), 10).reshape(-1, 1, 1)
+    signal = Signal(hours("2024-01-01", 40), ("a",), ("x",), values, np.ones(values.shape, bool))
+    assert len(dominant_periods(signal, slice(0, 40), 3, 10)) == 0
+    assert density(signal, slice(0, 40), 3, 24, 10)["power"].null_count() == 3
+
+
 def test_spectra_of_clips_know_nothing_of_the_order_of_clips() -> None:
     rng = np.random.default_rng(0)
     clips = rng.normal(size=(40, 20, 1, 1)) + 9 * (-1) ** np.arange(40)[:, None, None, None]

@@ -117,6 +117,9 @@ def test_a_point_that_only_shares_a_name_with_an_entity_is_a_point_like_others()
     own = pubs.with_columns(lon=pl.Series([8.0, 8.1, 8.0]), lat=pl.Series([47.0, 47.0, 47.0]))
     beside = points_near(own, PointsNear(table="pubs", radii_km=(5.0,)), entities)
     assert (beside["pubs_within_5km"][0], beside["pubs_nearest_m"][0]) == (1, 0), "its own is one of two at its place"
+    crowd = pl.DataFrame({"entity": ["x", "y", "z", "w", "1", "1"], "lon": [8.0] * 4 + [8.001] * 2, "lat": [47.0] * 6})
+    among = points_near(crowd, PointsNear(table="pubs", radii_km=(5.0,)), entities)
+    assert (among["pubs_within_5km"][0], among["pubs_nearest_m"][0]) == (4, 0), "nor are both of its own near it"
 
 
 def test_points_of_no_category_and_those_left_out() -> None:

@@ -12,8 +12,10 @@ if TYPE_CHECKING:
 
 # What the NetCDF library leaves in cells that nobody wrote; a single byte has no such value that is no data.
 UNWRITTEN = {"f4": 9.969209968386869e36, "f8": 9.969209968386869e36, "i2": -32767, "i4": -2147483647}
-UNWRITTEN |= {"u2": 65535, "u4": 4294967295}
+UNWRITTEN |= {"u2": 65535, "u4": 4294967295, "i8": -9223372036854775806, "u8": 18446744073709551614}
 PACKING = ("scale_factor", "add_offset")
+# No field in single precision passes it: a limit beyond it is none.
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def decoded(found: Dataset, netcdf: bool = False, zarr_2: bool = False) -> Dataset:
@@ -45,22 +47,25 @@ def _zero(value: Any) -> bool:
 def limits(field: DataArray) -> tuple[float, float]:
     """The lowest and the highest value that a field's `valid_range`, or `valid_min` and `valid_max`, lets be.
 
-    Of packed values they are stated as these are stored, unless their type is that of unpacked ones (NetCDF User's
-    Guide, Appendix A).
+    Of packed values they are stated as these are stored, unless their type is that of the packing and wider than the
+    stored one (NetCDF User's Guide, Appendix A).
     """
-    stored = field.encoding
-    said = [field.attrs[k] for k in ("valid_range",) if k in field.attrs] or [
-        field.attrs.get("valid_min", -np.inf),
-        field.attrs.get("valid_max", np.inf),
-    ]
-    kinds = {np.asarray(v).dtype.kind for v in said if not np.array_equal(v, np.inf) and not np.array_equal(v, -np.inf)}
-    ends = np.concatenate([np.ravel(v) for v in said])
-    if len(ends) != 2 or not kinds <= set("iuf") or "_Unsigned" in stored:
+    if "_Unsigned" in field.encoding:
         return -np.inf, np.inf
-    ends = ends.astype(np.float64)
-    # Values are in single precision, the limits may be in double.
-    slack = 1e-6 * max(np.abs(ends[np.isfinite(ends)]), default=0.0)
-    if any(k in stored for k in PACKING) and not kinds & {"f"}:
-        scale, offset = (float(stored.get(k, usual)) for k, usual in zip(PACKING, (1, 0), strict=True))
-        ends, slack = ends * scale + offset, abs(scale) / 2
-    return float(ends.min() - slack), float(ends.max() + slack)
+    both = np.ravel(field.attrs.get("valid_range", ()))
+    said = both if len(both) == 2 else [field.attrs.get(k) for k in ("valid_min", "valid_max")]
+    (low, down), (high, up) = sorted(_end(v, field, usual) for v, usual in zip(said, (-np.inf, np.inf), strict=True))
+    return low - down, high + up
+
+
+def _end(value: Any, field: DataArray, usual: float) -> tuple[float, float]:
+    """One limit and how much a value may pass it by rounding; `usual` where it is no number."""
+    found, packing = np.asarray(value if value is not None else np.nan), field.encoding
+    if found.ndim or found.dtype.kind not in "iuf" or np.isnan(found) or abs(float(found)) >= LARGEST:
+        return usual, 0.0
+    stored = np.dtype(packing.get("dtype", field.dtype))
+    scale, offset = (np.asarray(packing.get(k, default)) for k, default in zip(PACKING, (1.0, 0.0), strict=True))
+    kinds = {np.asarray(packing[k]).dtype for k in PACKING if k in packing}
+    if kinds and not (found.dtype in kinds and found.dtype.itemsize > stored.itemsize):
+        return float(found * scale + offset), abs(float(scale)) / 2
+    return float(found), 0.0 if stored.kind in "iu" and not kinds else 1e-6 * abs(float(found))

@@ -67,7 +67,7 @@ def _decoded(path: Path, axis: DataArray) -> Stamps:
     stamps = np.asarray((stamps + 500) // 1000 * 1000)
     for seconds in ROUND if fine > 1e3 else ():
         near = (stamps + seconds * 500_000) // (seconds * 1_000_000) * (seconds * 1_000_000)
-        if (np.abs(near - stamps) <= fine).all():
+        if (np.abs(near - stamps) <= fine / 2 + 1000).all():
             return near
     return stamps
 
