@@ -88,8 +88,12 @@ class Worker:
         import psutil
 
         assert self.process.stdout is not None
-        began, mine = time.monotonic(), psutil.Process(self.process.pid)
-        used = sum(mine.cpu_times()[:2])
+        began = time.monotonic()
+        try:
+            mine = psutil.Process(self.process.pid)
+            used = sum(mine.cpu_times()[:2])
+        except psutil.NoSuchProcess:
+            return ""
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
             while not selector.select(1.0):

@@ -62,6 +62,8 @@ def test_a_worker_that_dies_is_a_failure_and_is_replaced() -> None:
     worker = Worker()
     worker.process.kill()
     worker.process.wait()
+    assert worker.process.stdin is not None
+    worker.process.stdin.close()
     worker.process.stdin = open("/dev/null", "w")  # noqa: SIM115, PTH123
     assert worker.take("csv", 0)["end"] == "crash"
     assert worker.take("csv", 0)["end"] in ("accepted", "rejected")
